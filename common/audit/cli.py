@@ -1,0 +1,140 @@
+"""``elmgrove-audit``: the auditor's command line. Offline; needs the root certificate and the files, and trusts nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.audit.logs import audit_log
+from common.audit.models import audit_model
+from common.audit.packages import audit_package
+from common.audit.report import AuditReport
+from common.console import TerminalProgress, emit, emit_json, run_cli
+from common.errors import FormatError, UsageError
+from common.formats.fields import parse_time
+from common.formats.limits import MAX_DOCUMENT_BYTES
+from common.trust.certificates import TrustRoot
+from common.weights.digests import read_small
+
+__all__ = ["audit", "main"]
+
+_FOLDER = click.Path(path_type=Path)
+_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit package packages/law-v1 --root root.pem
+  elmgrove-audit log coordinator/log --root root.pem --since checkpoint.last-month
+  elmgrove-audit model model --log coordinator/log --root root.pem
+"""
+_PACKAGE_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit package packages/law-v1 --root root.pem
+  elmgrove-audit package packages/law-v1 --root root.pem --log coordinator/log
+  elmgrove-audit package anchors/base --root root.pem --at 2026-01-31T08:00:00Z --json
+"""
+_LOG_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit log coordinator/log --root root.pem
+  elmgrove-audit log coordinator/log --root root.pem --since checkpoint.last-month --json
+"""
+_MODEL_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit model model --log coordinator/log --root root.pem
+  elmgrove-audit model model --log coordinator/log --root root.pem --anchor anchors/base --json
+"""
+_EXIT_CODES = """
+\b
+Exit codes: 0 it holds; 2 the command line is wrong; 17 a file or folder is missing;
+20-24 malformed bytes or a folder with other files; 61 signature; 62 certificate;
+63 signer; 64 digest; 65 log; 66 log contradicts an earlier checkpoint;
+67 not in the log; 68 revoked; 69 the model is not made of what it claims.
+"""
+
+
+def _moment(_context: click.Context, _parameter: click.Parameter, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except FormatError as error:
+        raise UsageError(f"--at: {error}") from error
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--root", type=_FOLDER, required=True, metavar="ROOT.pem", help="The consortium's root certificate."),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _read_root(path: Path) -> TrustRoot:
+    return TrustRoot.from_pem(read_small(path, MAX_DOCUMENT_BYTES))
+
+
+def _finish(report: AuditReport, *, as_json: bool) -> None:
+    """Print the report, then fail with the first finding's exit code if there is one."""
+    if as_json:
+        emit_json(report.as_json())
+    else:
+        emit(report.as_text())
+    report.raise_first()
+
+
+@click.group(epilog=_EXAMPLES + _EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+def audit() -> None:
+    """Check, offline and trusting nobody, what a consortium's packages, log and models claim.
+
+    All you need is the root certificate, from a source you trust, and the files.
+    """
+
+
+@audit.command(epilog=_PACKAGE_EXAMPLES)
+@click.argument("folder", type=_FOLDER, metavar="DIR")
+@_common
+@click.option("--log", type=_FOLDER, metavar="DIR", help="The log's files: also check that the log took it, and what became of it.")
+@click.option(
+    "--at",
+    callback=_moment,
+    metavar="TIME",
+    help="Time of verification, as 2026-01-31T08:00:00Z; now by default. With --log: take the log as it stood then.",
+)
+def package(folder: Path, root: Path, log: Path | None, at: datetime | None, *, as_json: bool) -> None:
+    """Check an expert package or an anchor: its signature, and every file, tensor and byte."""
+    report = audit_package(folder, _read_root(root), at=at, log=log, progress=TerminalProgress(quiet=as_json))
+    _finish(report, as_json=as_json)
+
+
+@audit.command(epilog=_LOG_EXAMPLES)
+@click.argument("folder", type=_FOLDER, metavar="DIR")
+@_common
+@click.option("--since", type=_FOLDER, metavar="CHECKPOINT", help="A checkpoint file you kept: the log must continue it.")
+def log(folder: Path, root: Path, since: Path | None, *, as_json: bool) -> None:
+    """Check a log: its signature, every hash, every document, every rule."""
+    _finish(audit_log(folder, _read_root(root), since=since), as_json=as_json)
+
+
+@audit.command(epilog=_MODEL_EXAMPLES)
+@click.argument("folder", type=_FOLDER, metavar="DIR")
+@_common
+@click.option("--log", type=_FOLDER, required=True, metavar="DIR", help="The log's files.")
+@click.option("--anchor", type=_FOLDER, metavar="DIR", help="The anchor's folder, to compare config.json to the last character.")
+@click.option("--at", callback=_moment, metavar="TIME", help="Take the log as it stood then, as 2026-01-31T08:00:00Z.")
+def model(folder: Path, root: Path, log: Path, anchor: Path | None, at: datetime | None, *, as_json: bool) -> None:
+    """Trace every tensor and router row of an assembled model to the anchor or to one signed expert."""
+    report = audit_model(folder, _read_root(root), log=log, at=at, anchor=anchor, progress=TerminalProgress(quiet=as_json))
+    _finish(report, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of ``elmgrove-audit``."""
+    run_cli(audit, name="elmgrove-audit")

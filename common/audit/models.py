@@ -1,0 +1,201 @@
+"""Auditing an assembled model: which signed experts it is made of, bit for bit, and that nothing else is in it.
+
+1. the log holds (``common/audit/logs.py``)
+2. the operator's signature covers the model's manifest, and the log says the model was assembled from these experts
+3. the anchor and every expert the manifest names are in the log; their signed manifests are taken from there
+4. every tensor of the manifest is the anchor's or one expert's, none is missing, none is left over
+5. every byte of the folder is what the manifest says, and every router row is the one its expert's owner signed
+6. index and tokenizer files follow from the anchor; ``config.json`` agrees on architecture, experts and top-k, and, when the anchor's
+   folder is at hand, is exactly the one its configuration gives
+7. what has become of the experts since, and which experts in force were left out, is reported; it is no fault
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from common.audit.logs import AuditedLog, expert_facts, open_log
+from common.audit.packages import audit_contents
+from common.audit.report import AuditReport
+from common.audit.trace import Parts, TracedTensor, config_faults, file_faults, router_faults, table_faults, trace
+from common.errors import DigestError, ModelMismatchError, NotFoundError, NotLoggedError
+from common.formats.fields import operator_uri, parse_time
+from common.formats.hfconfig import flex_olmo_config, loads_config
+from common.formats.limits import MAX_DOCUMENT_BYTES
+from common.formats.manifest import ModelManifest
+from common.ledger.state import ExpertState, ModelState
+from common.progress import ProgressSink, silent
+from common.trust.certificates import TrustRoot
+from common.weights.digests import read_small
+from common.weights.packages import SignedModel, read_bundle, verify_model_documents
+from common.weights.plan import ANCHOR_FILE, ROUTER_FILE
+from common.weights.sources import read_manifest
+from common.weights.template import CONFIG_NAME
+
+__all__ = ["audit_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model whose manifest is signed and whose parts the log knows."""
+
+    folder: Path
+    signed: SignedModel
+    parts: Parts
+    experts: tuple[ExpertState, ...]
+    traced: dict[str, TracedTensor]
+    assembled: ModelState | None
+
+
+def audit_model(
+    folder: Path,
+    root: TrustRoot,
+    *,
+    log: Path,
+    at: datetime | None = None,
+    anchor: Path | None = None,
+    progress: ProgressSink = silent,
+) -> AuditReport:
+    """All seven steps, as a report.
+
+    Args:
+        folder: the assembled model.
+        root: the consortium's root certificate.
+        log: the log's files.
+        at: take the log as it stood then.
+        anchor: the anchor's folder, if at hand.
+        progress: told of the bytes hashed.
+
+    Raises:
+        NotFoundError: a folder does not exist.
+        StorageError: a file cannot be read.
+    """
+    for needed in (folder, log, *([anchor] if anchor is not None else [])):
+        if not needed.is_dir():
+            raise NotFoundError(f"There is no folder {needed}.")
+    report = AuditReport("model", folder.resolve().name)
+    with report.collecting():
+        with report.checking("log"):  # 1
+            audited = open_log(log, root, until=at)
+        report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
+        model = _identify(report, audited, folder, root)  # 2 and 3
+        _check_tensors(report, model, progress)  # 4 and 5
+        _check_files(report, model, anchor)  # 6
+        _report_experts(report, audited, model)  # 7
+    return report
+
+
+def _identify(report: AuditReport, audited: AuditedLog, folder: Path, root: TrustRoot) -> _Model:
+    with report.checking("signature"):
+        manifest = read_manifest(folder)
+        digest = hashlib.sha256(manifest).hexdigest()
+        assembled = next((model for model in audited.state.models if model.digest == digest), None)
+        moment = assembled.assembled_at if assembled is not None else audited.state.time
+        signed = verify_model_documents(read_bundle(folder), manifest, root, at=moment)
+    report.holds("signature", f"by {signed.signer.uri}")
+    with report.also_checking("log entry", "the log says it was assembled from these experts"):
+        if assembled is None:
+            raise NotLoggedError("The log has no entry for the assembly of this model.")
+        _compare(signed.manifest, assembled)
+        report.facts |= {"entry": assembled.index, "log_size": assembled.statement.log_size}
+    with report.checking("parts"):
+        parts, experts = _parts(audited, signed.manifest)
+    report.holds("parts", f"anchor {parts.anchor.name} and {len(experts)} experts, each signed by its owner and accepted by the log")
+    report.facts |= {"manifest": digest, "anchor": signed.manifest.anchor, "anchor_name": parts.anchor.name, "top_k": signed.manifest.top_k}
+    return _Model(folder, signed, parts, experts, trace(parts), assembled)
+
+
+def _compare(manifest: ModelManifest, assembled: ModelState) -> None:
+    statement = assembled.statement
+    if (manifest.anchor, manifest.experts, manifest.top_k) != (statement.anchor, statement.experts, statement.top_k):
+        raise ModelMismatchError("The model's manifest names other parts than the log's entry for its assembly.")
+
+
+def _parts(audited: AuditedLog, manifest: ModelManifest) -> tuple[Parts, tuple[ExpertState, ...]]:
+    state = audited.state
+    if manifest.consortium != state.consortium:
+        raise ModelMismatchError(f"The model is of consortium {manifest.consortium}, the log of {state.consortium}.")
+    anchor = state.anchors.get(manifest.anchor)
+    if anchor is None:
+        raise NotLoggedError(f"The log has no anchor {manifest.anchor[:16]}.")
+    experts = []
+    for slot in manifest.experts:
+        found = next((version for version in state.experts.get(slot.name, ()) if version.digest == slot.manifest), None)
+        if found is None or (found.version, found.owner) != (slot.version, slot.owner):
+            raise NotLoggedError(f"The log never accepted expert {slot.name} version {slot.version} of {slot.owner} with this manifest.")
+        if found.manifest.anchor != manifest.anchor:
+            raise ModelMismatchError(f"Expert {slot.name} is for another anchor than the model's.")
+        experts.append(found)
+    pairs = tuple((slot, expert.manifest) for slot, expert in zip(manifest.experts, experts, strict=True))
+    return Parts(anchor.manifest, operator_uri(state.consortium), pairs), tuple(experts)
+
+
+def _check_tensors(report: AuditReport, model: _Model, progress: ProgressSink) -> None:
+    manifest, traced = model.signed.manifest, model.traced
+    shared = sum(tensor.file == ANCHOR_FILE for tensor in traced.values())
+    routers = sum(tensor.file == ROUTER_FILE for tensor in traced.values())
+    detail = (
+        f"{len(traced)} tensors: {shared} are the anchor's, {len(traced) - shared - routers} the experts', {routers} routers; none other"
+    )
+    report.outcome("tensors", table_faults(manifest, traced), detail)
+    signers = {name: tensor.signer for name, tensor in traced.items()}
+    operator = model.signed.signer.uri
+    audit_contents(report, model.folder, manifest, operator, origin=lambda name: signers.get(name, operator), progress=progress)
+    with report.checking("routers"):
+        faults = router_faults(model.folder, traced)
+    report.outcome("routers", faults, f"every row of {routers} routers is the one its slot's owner signed")
+    report.facts["tensors"] = len(traced)
+
+
+def _check_files(report: AuditReport, model: _Model, anchor: Path | None) -> None:
+    manifest, parts = model.signed.manifest, model.parts
+    report.outcome("other files", file_faults(manifest, parts, model.traced), "index and tokenizer are those that follow from the anchor")
+    count = len(manifest.experts) + 1
+    with report.checking("config"):
+        raw = read_small(model.folder / CONFIG_NAME, MAX_DOCUMENT_BYTES)
+        faults = config_faults(raw, parts.anchor.architecture, num_experts=count, top_k=manifest.top_k)
+    report.outcome("config", faults, f"architecture, {count} experts and top-{manifest.top_k} agree")
+    if anchor is None:
+        report.note("config", "rope_theta, epsilons and special tokens were not compared; give --anchor to compare them")
+        return
+    with report.also_checking("config", "exactly the one that the anchor's configuration gives"):
+        source = read_small(anchor / CONFIG_NAME, MAX_DOCUMENT_BYTES)
+        signed = next(entry.sha256 for entry in parts.anchor.files if entry.name == CONFIG_NAME)
+        if hashlib.sha256(source).hexdigest() != signed:
+            raise DigestError(f"{CONFIG_NAME} in the anchor's folder differs from the one {parts.operator} signed.")
+        if raw != flex_olmo_config(loads_config(source), num_experts=count, top_k=manifest.top_k):
+            raise ModelMismatchError(f"{CONFIG_NAME} is not the one that the anchor's configuration gives.")
+
+
+def _report_experts(report: AuditReport, audited: AuditedLog, model: _Model) -> None:
+    listed = []
+    for slot, expert in zip(model.signed.manifest.experts, model.experts, strict=True):
+        text = f"slot {slot.slot}: {slot.name} version {slot.version} of {slot.owner}, {audited.place(expert.index)}"
+        report.note("expert", f"{text}; now {audited.standing(expert)}")
+        listed.append({"slot": slot.slot, **expert_facts(audited, expert)})
+    report.facts["experts"] = listed
+    out = _left_out(audited, model)
+    for expert in out:
+        report.note("left out", f"{expert.name} version {expert.version} of {expert.owner}, {audited.place(expert.index)}")
+    report.facts["left_out"] = [expert_facts(audited, expert) for expert in out]
+
+
+def _left_out(audited: AuditedLog, model: _Model) -> list[ExpertState]:
+    """Experts for this anchor that were in force when the model was assembled and are not in it."""
+    if model.assembled is None:
+        return []
+    index, moment = model.assembled.index, model.assembled.assembled_at
+    inside = {expert.digest for expert in model.experts}
+    versions = [version for each in audited.state.experts.values() for version in each]
+    return [
+        version
+        for version in sorted(versions, key=lambda each: each.index)
+        if version.digest not in inside
+        and version.manifest.anchor == model.signed.manifest.anchor
+        and version.index < index
+        and (version.ended_index is None or version.ended_index > index)
+        and (version.manifest.not_after is None or moment <= parse_time(version.manifest.not_after))
+    ]

@@ -1,0 +1,120 @@
+"""Statements: JSON payloads signed in a DSSE envelope by whoever may say them (``docs/formats.md``, section 7)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from common.errors import FormatError
+from common.formats.fields import Digest, IdentityUri, Name, Text, Timestamp
+from common.formats.limits import MAX_DOCUMENT_BYTES
+from common.formats.manifest import ExpertSlot
+from common.formats.strictjson import Document, loads_strict
+
+__all__ = [
+    "STATEMENT_PAYLOAD_TYPE",
+    "CertificateRecord",
+    "ConsortiumFounded",
+    "ExpertWithdrawn",
+    "ModelAssembled",
+    "OwnerAdmitted",
+    "OwnerRevoked",
+    "Statement",
+    "parse_statement",
+]
+
+STATEMENT_PAYLOAD_TYPE = "application/vnd.elmgrove.statement+json"
+
+Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=16_384)]
+VerifierKey = Annotated[str, StringConstraints(pattern=r"^[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/]+={0,2}$", max_length=512)]
+
+
+class CertificateRecord(Document):
+    """A certificate the consortium issued, so that everyone can see for whom and for what."""
+
+    purpose: Literal["signing", "transport", "server"]
+    uri: IdentityUri
+    der: Base64
+
+
+class _Statement(Document):
+    consortium: Name
+    created: Timestamp
+
+
+class ConsortiumFounded(_Statement):
+    """The first entry of every log: the root, the operator's and server's certificates, and the log's own key. Signed by the operator."""
+
+    schema_: Literal["elmgrove.founded/v1"] = Field(alias="schema")
+    root: Base64
+    log_key: VerifierKey
+    certificates: Annotated[tuple[CertificateRecord, ...], Field(min_length=1, max_length=16)]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class OwnerAdmitted(_Statement):
+    """An owner joined, with these certificates. Signed by the operator."""
+
+    schema_: Literal["elmgrove.owner-admitted/v1"] = Field(alias="schema")
+    owner: IdentityUri
+    certificates: Annotated[tuple[CertificateRecord, ...], Field(min_length=1, max_length=16)]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class OwnerRevoked(_Statement):
+    """An owner and all its certificates are revoked from this entry on. Signed by the operator."""
+
+    schema_: Literal["elmgrove.owner-revoked/v1"] = Field(alias="schema")
+    owner: IdentityUri
+    reason: Text
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class ExpertWithdrawn(_Statement):
+    """The owner takes one expert, all its versions, out of every later assembly. Signed by the owner alone."""
+
+    schema_: Literal["elmgrove.expert-withdrawn/v1"] = Field(alias="schema")
+    owner: IdentityUri
+    expert: Name
+    manifest: Digest
+    reason: Text
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class ModelAssembled(_Statement):
+    """A model was assembled from these experts, all in force at this size of the log. Signed by the operator."""
+
+    schema_: Literal["elmgrove.model-assembled/v1"] = Field(alias="schema")
+    manifest: Digest
+    anchor: Digest
+    experts: Annotated[tuple[ExpertSlot, ...], Field(max_length=4096)]
+    top_k: Annotated[int, Field(ge=1, le=4097)]
+    log_size: Annotated[int, Field(ge=1, le=2**53 - 1)]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled
+
+_ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="schema_")])
+
+
+def parse_statement(raw: bytes) -> Statement:
+    """Parse the payload of a statement envelope.
+
+    Raises:
+        FormatError: not strict JSON, an unknown schema, or a field is missing, unknown or wrong.
+        LimitError: too large or too deep.
+    """
+    loads_strict(raw, max_bytes=MAX_DOCUMENT_BYTES)
+    try:
+        return _ADAPTER.validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise FormatError(f"Statement: {place}: {first['msg']}.") from error

@@ -1,0 +1,1 @@
+"""The wire: generated messages, TLS channels, retries, and the table of errors."""

@@ -1,0 +1,1 @@
+"""Weights as bytes: digests, headers, packages and assembly, in constant memory and without a tensor library."""

@@ -1,0 +1,119 @@
+"""``elmgrove-coordinator``: the operator's command line (``DESIGN.md``, section 8); a command's module is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from common.console import run_cli
+from coordinator.cli.options import examples
+
+__all__ = ["COMMANDS", "GROUPS", "LazyGroup", "cli", "main"]
+
+PROGRAM: Final = "elmgrove-coordinator"
+
+Table = Mapping[str, tuple[str, str]]
+
+COMMANDS: Final[Table] = {
+    "init": ("coordinator.cli.init:command", "Found a consortium: keys, certificates, log."),
+    "anchor": ("coordinator.cli.main:anchor_group", "Train and publish the public anchor model."),
+    "invite": ("coordinator.cli.invite:command", "Print the invitation string for one owner."),
+    "owners": ("coordinator.cli.owners:group", "List owners, or revoke one."),
+    "serve": ("coordinator.cli.serve:command", "Answer owners until stopped."),
+    "experts": ("coordinator.cli.experts:command", "List experts and whether they are in force."),
+    "anchors": ("coordinator.cli.anchors:command", "List published anchors."),
+    "log": ("coordinator.cli.log:command", "List the transparency log's entries."),
+    "assemble": ("coordinator.cli.assemble:command", "Make one mixture-of-experts model from the experts in force."),
+    "evaluate": ("coordinator.cli.evaluate:command", "Measure models on text, side by side."),
+    "generate": ("coordinator.cli.generate:command", "Continue a prompt, leaving out experts if asked."),
+}
+"""Command name to ``(module:attribute, one-line help)``, in the order a newcomer needs them."""
+
+ANCHOR_COMMANDS: Final[Table] = {
+    "train": ("coordinator.cli.anchor_train:command", "Train a small anchor from public text."),
+    "publish": ("coordinator.cli.anchor_publish:command", "Sign and log a checkpoint so that owners can pull it."),
+}
+
+GROUPS: Final[Mapping[str, Table]] = {"": COMMANDS, "anchor": ANCHOR_COMMANDS}
+"""Every lazily loaded group by its name; the top level is ``""``."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, so that ``--help`` is instant and ``invite`` never loads torch."""
+
+    def __init__(self, *args: Any, table: Table, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The commands in their natural order."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import one command, or ``None`` if there is no such command."""
+        if cmd_name not in self._table:
+            return None
+        module, _, attribute = self._table[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
+
+
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    context_settings=_SETTINGS,
+    epilog=examples(
+        "elmgrove-coordinator init consortium --name rivers --host coordinator.example.org",
+        "elmgrove-coordinator anchor publish OLMo-2-anchor --name base --public-sample public.jsonl.gz --home consortium",
+        "elmgrove-coordinator invite clinic --home consortium",
+        "elmgrove-coordinator serve --home consortium",
+        "elmgrove-coordinator assemble models/all --home consortium",
+    ),
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what goes on, and show the cause of errors.")
+def cli(verbose: bool) -> None:
+    """Found and run a consortium that builds one mixture-of-experts model out of many owners' private text.
+
+    The coordinator publishes a public anchor model, admits owners, takes their signed experts, and keeps a transparency log of it all.
+    It never sees an owner's text.
+    """
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@click.group(
+    name="anchor",
+    cls=LazyGroup,
+    table=ANCHOR_COMMANDS,
+    context_settings=_SETTINGS,
+    epilog=examples(
+        "elmgrove-coordinator anchor train --data public.jsonl.gz --preset nano --out anchor",
+        "elmgrove-coordinator anchor publish anchor --name base --public-sample public.jsonl.gz",
+    ),
+)
+def anchor_group() -> None:
+    """Train and publish the public anchor model that all experts start from."""
+
+
+def main() -> None:
+    """Run ``elmgrove-coordinator`` and end the process with the documented exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # refused handshakes and taken ports are ours to report
+    run_cli(cli, name=PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the coordinator does, one module per deed, with no gRPC and no command line in it."""

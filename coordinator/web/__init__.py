@@ -1,0 +1,1 @@
+"""Plain HTTP for reading: the log's files for auditors, and a health check for whoever runs the machine."""

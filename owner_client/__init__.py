@@ -1,0 +1,1 @@
+"""The data owner's side: trains on private text here, and sends only what was reviewed and signed."""

@@ -1,0 +1,1 @@
+"""Training one expert against the frozen anchor; reaches neither keys nor the network."""

@@ -1,0 +1,214 @@
+"""The whole federation through its three command lines: real processes, mutual TLS, real text, a model that learns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pydoc_data.topics
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.formats.manifest import ExpertManifest
+from common.formats.strictjson import parse_document
+from common.modeling.loading import load_model
+from tests.support.programs import ROOT, command, free_ports, run, run_json, serving
+
+OWNERS = ("code", "heads")
+ANCHOR_TOKENS = 81_920
+EXPERT_STEPS = 16
+
+
+def write_domain(folder: Path, name: str, texts: list[str]) -> None:
+    """``NAME.train.jsonl.gz`` and ``NAME.valid.jsonl.gz``; every seventh text is held out."""
+    for part, chosen in (("train", [t for at, t in enumerate(texts) if at % 7]), ("valid", texts[::7])):
+        with gzip.open(folder / f"{name}.{part}.jsonl.gz", "wt", encoding="utf-8") as out:
+            out.writelines(json.dumps({"text": text}) + "\n" for text in chosen)
+
+
+def sources(folder: Path, pattern: str, limit: int) -> list[str]:
+    """Real files of the machine, up to ``limit`` characters in all."""
+    found: list[str] = []
+    for path in sorted(folder.glob(pattern)):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if len(text) > 400 and sum(map(len, found)) + len(text) < limit:
+            found.append(text)
+    return found
+
+
+@dataclass
+class Federation:
+    """Where everything of one finished round lies."""
+
+    folder: Path
+    home: Path
+
+    @property
+    def root(self) -> Path:
+        return self.home / "certs" / "root.pem"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log"
+
+    def owner(self, name: str) -> Path:
+        return self.folder / "owners" / name
+
+    def package(self, name: str) -> Path:
+        return self.owner(name) / "outbox" / f"{name}-v1"
+
+    def model(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def data(self, name: str, part: str) -> Path:
+        return self.folder / "data" / f"{name}.{part}.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    folder = tmp_path_factory.mktemp("federation")
+    made = Federation(folder, folder / "consortium")
+    data = folder / "data"
+    data.mkdir()
+    write_domain(data, "public", list(pydoc_data.topics.topics.values()))
+    write_domain(data, "code", sources(Path(sysconfig.get_path("stdlib")) / "asyncio", "*.py", 600_000))
+    write_domain(data, "heads", sources(Path(sysconfig.get_path("include")), "**/*.h", 600_000))
+    port = free_ports()
+    run("coordinator", "init", made.home, "--name", "grove", "--host", "127.0.0.1", "--port", port)
+    train = ("--data", made.data("public", "train"), "--preset", "nano", "--tokens", ANCHOR_TOKENS)
+    run("coordinator", "anchor", "train", *train, "--out", folder / "checkpoint")
+    sample = ("--public-sample", made.data("public", "train"))
+    run("coordinator", "anchor", "publish", folder / "checkpoint", "--name", "base", *sample, "--licence", "PSF-2.0", "--home", made.home)
+    with serving(made.home, port):
+        for name in OWNERS:
+            be_owner(made, name)
+        for name, chosen in {"all": (), "code": ("--include", "code"), "not-heads": ("--exclude", "heads")}.items():
+            run("coordinator", "assemble", made.model(name), *chosen, "--home", made.home)
+        run("owner", "withdraw", "heads", "--reason", "test", "--yes", "--home", made.owner("heads"))
+    run("coordinator", "assemble", made.model("after"), "--home", made.home)
+    return made
+
+
+def be_owner(made: Federation, name: str) -> None:
+    """What one owner types."""
+    home = ("--home", made.owner(name))
+    run("owner", "join", run("coordinator", "invite", name, "--home", made.home).stdout.strip(), *home)
+    run("owner", "pull", *home)
+    run("owner", "train", "--data", made.data(name, "train"), "--name", name, "--steps", EXPERT_STEPS, *home)
+    run("owner", "review", name, *home)
+    run("owner", "push", name, "--yes", *home)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "model.sig"}
+
+
+def test_everyone_is_in_the_log(federation: Federation) -> None:
+    kinds = [entry["kind"] for entry in run_json("coordinator", "log", "--home", federation.home)["entries"]]
+    assert kinds == [
+        "consortium-founded",
+        "anchor-published",
+        *["owner-admitted", "expert-accepted"] * 2,
+        *["model-assembled"] * 3,
+        "expert-withdrawn",
+        "model-assembled",
+    ]
+
+
+def test_leaving_an_expert_out_is_never_having_had_it(federation: Federation) -> None:
+    alone = bytes_of(federation.model("code"))
+    assert bytes_of(federation.model("not-heads")) == alone
+    assert bytes_of(federation.model("after")) == alone
+    assert bytes_of(federation.model("all")).keys() - alone.keys() == {"model-expert-002-heads.safetensors"}
+
+
+def test_stock_transformers_gives_our_logits(federation: Federation) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = federation.model("all")
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert type(stock).__name__ == "FlexOlmoForCausalLM"
+    tokens = AutoTokenizer.from_pretrained(folder)("The import system of the interpreter", return_tensors="pt").input_ids
+    with torch.no_grad():
+        theirs, ours = stock(tokens).logits, load_model(folder)(tokens)
+    assert float((theirs - ours).abs().max()) < 1e-4
+
+
+def test_excluding_at_run_time_gives_the_logits_of_the_model_without(federation: Federation) -> None:
+    tokens = torch.arange(5, 69)[None]
+    whole, without = load_model(federation.model("all")), load_model(federation.model("code"))
+    with torch.no_grad():
+        masked = whole(tokens, allowed=torch.tensor([True, True, False]))
+        assert float((masked - without(tokens)).abs().max()) < 1e-4
+        assert float((whole(tokens) - without(tokens)).abs().max()) > 1e-3, "the expert makes a difference"
+
+
+def test_generating_with_and_without_an_expert(federation: Federation) -> None:
+    options = ("--prompt", "def main", "--max-new-tokens", 12, "--temperature", 0)
+    masked = run("coordinator", "generate", federation.model("all"), *options, "--exclude", "heads").stdout
+    assert masked == run("coordinator", "generate", federation.model("code"), *options).stdout
+    run("coordinator", "generate", federation.model("all"), *options, "--exclude", "nobody", expect=17)
+
+
+def test_the_experts_have_learned(federation: Federation) -> None:
+    models = [f"anchor={federation.folder / 'checkpoint'}", f"all={federation.model('all')}"]
+    data = [part for name in ("public", *OWNERS) for part in ("--data", f"{name}={federation.data(name, 'valid')}")]
+    report = federation.folder / "report.html"
+    figures = run_json("coordinator", "evaluate", *models, *data, "--max-tokens", 8000, "--report", report)
+    perplexity = {(score["model"], score["domain"]): score["perplexity"] for score in figures["scores"]}
+    for name in OWNERS:
+        assert perplexity["all", name] < 0.9 * perplexity["anchor", name]
+    assert perplexity["all", "public"] < 1.15 * perplexity["anchor", "public"]
+    page = report.read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_only_expert_and_row_left_the_owner(federation: Federation) -> None:
+    folder = federation.package("code")
+    manifest = parse_document(ExpertManifest, (folder / "manifest.json").read_bytes())
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json", "model.sig", "part-0000.safetensors", "privacy.json", "router.safetensors",
+    }  # fmt: skip
+    assert {entry.name.split(".mlp.")[1] for entry in manifest.tensors} == {
+        "gate_proj.weight", "up_proj.weight", "down_proj.weight", "gate.weight",
+    }  # fmt: skip
+
+
+def test_the_auditor_agrees(federation: Federation) -> None:
+    root, log = ("--root", federation.root), ("--log", federation.log)
+    run("audit", "log", federation.log, *root)
+    run("audit", "package", federation.package("code"), *root, *log)
+    for name in ("all", "after"):
+        run("audit", "model", federation.model(name), *root, *log)
+
+
+@pytest.mark.parametrize("victim", ["model-expert-002-heads.safetensors", "model-router.safetensors", "config.json", "manifest.json"])
+def test_the_auditor_finds_one_flipped_byte(federation: Federation, tmp_path: Path, victim: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(federation.model("all"), copy)
+    content = bytearray((copy / victim).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / victim).write_bytes(content)
+    arguments = ("model", copy, "--root", federation.root, "--log", federation.log)
+    done = subprocess.run(command("audit", *arguments), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert 20 <= done.returncode < 80, done.stdout + done.stderr
+
+
+def test_the_auditor_needs_no_network(federation: Federation) -> None:
+    """The offline claim, proved by taking the network away."""
+    if subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let us make a network namespace")
+    arguments = ("model", federation.model("all"), "--root", federation.root, "--log", federation.log)
+    subprocess.run(["unshare", "--net", *command("audit", *arguments)], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_a_withdrawn_expert_cannot_be_assembled(federation: Federation, tmp_path: Path) -> None:
+    done = run("coordinator", "assemble", tmp_path / "model", "--include", "heads", "--home", federation.home, expect=57)
+    assert "withdrawn" in done.stderr
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,209 @@
+"""The log's writer against the strict reader of ``common/translog``: growth, proofs, crashes, full disks, several writers."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import coordinator.log.writer as writer_module
+from common.errors import LogError, NotFoundError, StorageError, UsageError
+from common.translog.checkpoint import verify_checkpoint
+from common.translog.merkle import verify_consistency
+from common.translog.note import encode_vkey
+from common.translog.proof import verify_receipt
+from common.translog.reader import FolderReader, read_log
+from coordinator.log.view import LogView
+from coordinator.log.writer import LogWriter
+
+ORIGIN = "elmgrove/grove/log"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+VKEY = encode_vkey(ORIGIN, KEY.public_key())
+
+
+def _writer(folder: Path) -> LogWriter:
+    (folder / "documents").mkdir(parents=True, exist_ok=True)
+    return LogWriter(folder, VKEY, KEY, ORIGIN)
+
+
+def _append(writer: LogWriter, *entries: bytes) -> int:
+    with writer.exclusive():
+        return writer.append(entries, [b"document of " + entry for entry in entries[:2]])
+
+
+def _entries(first: int, count: int) -> list[bytes]:
+    return [f"entry {index}".encode() for index in range(first, first + count)]
+
+
+@pytest.mark.parametrize("steps", [[1], [1, 1, 1], [255, 1, 1], [256, 256], [300, 1, 700], [1, 255, 256, 513]])
+def test_what_is_written_is_a_log_that_the_strict_reader_accepts(tmp_path: Path, steps: list[int]) -> None:
+    writer, expected = _writer(tmp_path), []
+    for count in steps:
+        assert _append(writer, *_entries(len(expected), count)) == len(expected)
+        expected += _entries(len(expected), count)
+        assert list(read_log(FolderReader(tmp_path), VKEY).entries) == expected
+
+
+def test_partial_files_go_when_the_full_one_is_there(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, *_entries(0, 250))
+    for index in range(250, 258):
+        _append(writer, *_entries(index, 1))
+    assert not (tmp_path / "tile/0/000.p").exists()
+    assert sorted(path.name for path in (tmp_path / "tile/0/001.p").iterdir()) == ["1", "2"]
+    assert (tmp_path / "tile/1/000.p/1").stat().st_size == 32
+
+
+def test_every_receipt_and_every_consistency_proof_holds(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    checkpoints = []
+    for index in range(40):
+        _append(writer, *_entries(index, 1))
+        checkpoints.append(verify_checkpoint(writer.checkpoint, VKEY))
+    for index in range(40):
+        receipt = writer.receipt(index)
+        assert verify_receipt(receipt.proof, f"entry {index}".encode(), VKEY).index == index
+        proof, note = writer.consistency(index + 1)
+        verify_consistency(index + 1, 40, proof, checkpoints[index].root, verify_checkpoint(note, VKEY).root)
+    with pytest.raises(NotFoundError):
+        writer.receipt(40)
+    with pytest.raises(UsageError):
+        writer.consistency(41)
+    with pytest.raises(UsageError):
+        writer.consistency(0)
+
+
+def test_a_restarted_writer_goes_on_with_the_same_log(tmp_path: Path) -> None:
+    for start in (0, 100, 300):
+        writer = _writer(tmp_path)
+        _append(writer, *_entries(start, 100 if start == 0 else 200))
+    assert read_log(FolderReader(tmp_path), VKEY).checkpoint.size == 500
+
+
+def test_a_view_sees_what_another_process_appended(tmp_path: Path) -> None:
+    writer, view = _writer(tmp_path), LogView(tmp_path, VKEY)
+    for count in (3, 4):
+        _append(writer, *_entries(writer.size, count))
+        view.refresh()
+        assert view.entries(0, view.size) == writer.entries(0, writer.size)
+        assert view.document(__import__("hashlib").sha256(b"document of entry 0").hexdigest()) == b"document of entry 0"
+
+
+class _CrashError(BaseException):
+    """Not an ``Exception``: nothing may handle it, as nothing handles a power cut."""
+
+
+@pytest.mark.parametrize("survives", range(8))
+def test_a_crash_at_any_write_leaves_a_valid_log_that_can_be_continued(
+    tmp_path: Path, survives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, *_entries(0, 254))
+    real, writes = writer_module.write_atomic, 0
+
+    def dying(path: Path, content: bytes, **options: object) -> None:
+        nonlocal writes
+        if writes == survives:
+            raise _CrashError
+        writes += 1
+        real(path, content)
+
+    monkeypatch.setattr(writer_module, "write_atomic", dying)
+    died = False
+    try:
+        _append(writer, *_entries(254, 3))
+    except _CrashError:
+        died = True
+    monkeypatch.undo()
+    size = read_log(FolderReader(tmp_path), VKEY).checkpoint.size
+    assert size == (254 if died else 257)
+    after = _writer(tmp_path)
+    _append(after, b"something else")
+    log = read_log(FolderReader(tmp_path), VKEY)
+    assert log.entries == (*_entries(0, size), b"something else")
+
+
+@pytest.mark.parametrize("fails_at", range(6))
+def test_a_full_disk_at_any_write_leaves_log_and_writer_as_they_were(
+    tmp_path: Path, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, *_entries(0, 3))
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space"):
+        _append(writer, b"too much")
+    monkeypatch.undo()
+    assert writer.size == 3
+    assert read_log(FolderReader(tmp_path), VKEY).checkpoint.size == 3
+    assert list(tmp_path.rglob("*.tmp")) == []
+    _append(writer, b"later")
+    assert read_log(FolderReader(tmp_path), VKEY).entries == (*_entries(0, 3), b"later")
+
+
+def _append_many(folder: str, name: str, count: int) -> None:
+    writer = _writer(Path(folder))
+    for index in range(count):
+        _append(writer, f"{name} {index}".encode())
+
+
+def test_two_processes_write_one_history(tmp_path: Path) -> None:
+    _writer(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_append_many, args=(str(tmp_path), name, 15)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    entries = read_log(FolderReader(tmp_path), VKEY).entries
+    for name in (b"a", b"b"):
+        assert [entry for entry in entries if entry.startswith(name)] == [b"%s %d" % (name, index) for index in range(15)]
+    assert len(entries) == 30
+
+
+def test_an_older_copy_put_back_is_noticed(tmp_path: Path) -> None:
+    writer = _writer(tmp_path / "log")
+    _append(writer, b"one")
+    shutil.copytree(tmp_path / "log", tmp_path / "old")
+    _append(writer, b"two")
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "old").rename(tmp_path / "log")
+    with pytest.raises(LogError, match="old copy"):
+        _append(writer, b"three")
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "tile/entries/000.p/5"])
+def test_a_damaged_log_is_not_continued(tmp_path: Path, name: str) -> None:
+    _append(_writer(tmp_path), *_entries(0, 5))
+    raw = bytearray((tmp_path / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(Exception, match=r".") as caught:
+        _append(_writer(tmp_path), b"more")
+    assert type(caught.value).__module__ == "common.errors"
+
+
+def test_a_damaged_document_is_not_given_out(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, b"one")
+    [path] = (tmp_path / "documents").iterdir()
+    path.write_bytes(b"other")
+    with pytest.raises(LogError, match="damaged"):
+        writer.document(path.name)
+    for odd in ("../checkpoint", "", "0" * 63, "0" * 64):
+        with pytest.raises(NotFoundError):
+            writer.document(odd)

@@ -1,0 +1,84 @@
+"""Writing files: the old content or the new, never a part, and a full disk leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import AlreadyExistsError, StorageError
+from common.files import atomic_folder, storage_errors, write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_write_atomic_replaces_whole_and_sets_the_mode(tmp_path: Path) -> None:
+    target = tmp_path / "key"
+    write_atomic(target, b"old")
+    write_atomic(target, b"new", mode=0o600)
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_exclusive_writing_keeps_what_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "key"
+    write_atomic(target, b"first", exclusive=True)
+    with pytest.raises(AlreadyExistsError, match="key exists"):
+        write_atomic(target, b"second", exclusive=True)
+    assert target.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_atomic_folder_appears_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as aside:
+        (aside / "a").write_bytes(b"1")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "a").read_bytes() == b"1"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_atomic_folder_vanishes_on_failure(tmp_path: Path, stop: type[BaseException]) -> None:
+    with pytest.raises(stop), atomic_folder(tmp_path / "out") as aside:
+        (aside / "a").write_bytes(b"1")
+        raise stop
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_folder_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(AlreadyExistsError), atomic_folder(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space"), (errno.EACCES, "Not allowed"), (errno.EIO, "input/output")])
+def test_refusals_of_the_system_become_storage_errors(number: int, said: str) -> None:
+    with pytest.raises(StorageError, match=said), storage_errors("the model"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_other_failures_stay_what_they_are() -> None:
+    with pytest.raises(FileNotFoundError), storage_errors("the model"):
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A real limit of the kernel (RLIMIT_FSIZE gives EFBIG) interrupts the write in the middle."""
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from common.files import write_atomic\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "try: write_atomic(Path(sys.argv[1]) / 'big', b'x' * 1_000_000)\n"
+        "except OSError: sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == 7
+    assert os.listdir(tmp_path) == []

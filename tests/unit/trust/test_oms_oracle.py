@@ -1,0 +1,192 @@
+"""The stock tool, model-signing 1.1.1, as oracle: what we sign it accepts, what it signs we accept, and what only it accepts.
+
+It runs as a program, from this interpreter or, if that lacks it, from the one named by ``ELMGROVE_MODEL_SIGNING``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from common.errors import CertificateError, FormatError, SignatureError
+from common.formats.fields import utc_now
+from common.trust.certificates import TrustRoot, issue_leaf, issue_root
+from common.trust.envelope import sign_envelope
+from common.trust.keys import generate_signing_key, private_key_pem
+from common.trust.oms import OMS_PAYLOAD_TYPE, sign_folder, sign_resources, statement_payload, verify_bundle
+from tests.unit.trust.pki import der
+
+
+def _interpreter() -> str | None:
+    if importlib.util.find_spec("model_signing") and importlib.util.find_spec("OpenSSL"):
+        return sys.executable
+    return os.environ.get("ELMGROVE_MODEL_SIGNING")
+
+
+pytestmark = pytest.mark.skipif(_interpreter() is None, reason="model-signing is not installed, and ELMGROVE_MODEL_SIGNING names no python")
+
+
+class Package:
+    """A flat folder to sign, its signer's key and certificate, and the root, as files of the stock tool and as ours."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.folder, self.signature = base, base / "moss", base / "moss" / "model.sig"
+        now = utc_now()
+        root_key, self.key = generate_signing_key(), generate_signing_key()
+        self.root = TrustRoot.from_der(der(issue_root("grove", root_key, now)))
+        self.leaf = issue_leaf(self.root, root_key, self.key.public_key(), "signing", "elmgrove://grove/owners/anna", now)
+        self.now = now
+        self.folder.mkdir()
+        for name, content in {"manifest.json": b"{}", "part-0000.safetensors": bytes(1000), "a-b": b"1", "a.b": b"", "Z": b"2"}.items():
+            (self.folder / name).write_bytes(content)
+        self._write("root.pem", self.root.certificate.public_bytes(Encoding.PEM))
+        self._write("leaf.pem", self.leaf.public_bytes(Encoding.PEM))
+        self._write("key.pem", private_key_pem(self.key, None))
+
+    def _write(self, name: str, content: bytes) -> None:
+        (self.base / name).write_bytes(content)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        files = (path for path in self.folder.iterdir() if path != self.signature)
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def tool(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run the stock command line."""
+        command = [str(_interpreter()), "-W", "ignore", "-m", "model_signing", *map(str, arguments)]
+        return subprocess.run(command, cwd=self.base, capture_output=True, text=True, timeout=120, check=False)
+
+    def stock_sign(self, *, chain: str = "root.pem", signature: Path | None = None, options: tuple[str, ...] = ()) -> bytes:
+        target = signature or self.signature
+        done = self.tool(
+            "sign", "certificate", self.folder, "--signature", target, "--private_key", "key.pem", "--signing_certificate", "leaf.pem",
+            "--certificate_chain", chain, *options,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return target.read_bytes()
+
+    def stock_accepts(self, *options: str) -> bool:
+        done = self.tool("verify", "certificate", self.folder, "--signature", self.signature, "--certificate_chain", "root.pem", *options)
+        assert "Verification succeeded" in done.stdout or "Verification failed" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    def sign_statement(self, change: Callable[[dict[str, Any]], object]) -> bytes:
+        """Sign the honest statement after ``change``, and put it in place."""
+        statement: dict[str, Any] = json.loads(statement_payload(self.digests, "moss"))
+        change(statement)
+        raw = sign_envelope(json.dumps(statement).encode(), OMS_PAYLOAD_TYPE, self.key, self.leaf)
+        self.signature.write_bytes(raw)
+        return raw
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    return Package(tmp_path)
+
+
+def test_what_we_sign_the_stock_tool_accepts_and_a_changed_file_it_refuses(package: Package) -> None:
+    package.signature.write_bytes(sign_folder(package.folder, package.key, package.leaf))
+    assert package.stock_accepts()
+    weights = package.folder / "part-0000.safetensors"
+    weights.write_bytes(bytes(999) + b"\x01")
+    assert not package.stock_accepts()
+
+
+def test_what_we_sign_from_digests_alone_is_the_same_signature(package: Package) -> None:
+    by_digest = sign_resources(package.digests, "moss", package.key, package.leaf)
+    assert by_digest == sign_folder(package.folder, package.key, package.leaf)
+
+
+@pytest.mark.parametrize("options", [(), ("--no-ignore-git-paths",)])
+def test_what_the_stock_tool_signs_in_the_folder_we_accept(package: Package, options: tuple[str, ...]) -> None:
+    verified = verify_bundle(package.stock_sign(options=options), package.root, at=package.now)
+    assert verified.resources == package.digests
+    assert verified.signer.uri == "elmgrove://grove/owners/anna"
+
+
+def test_what_the_stock_tool_signs_beside_the_folder_we_accept(package: Package) -> None:
+    raw = package.stock_sign(signature=package.base / "beside.sig")
+    assert verify_bundle(raw, package.root, at=package.now).resources == package.digests
+
+
+def test_stock_signature_changed_by_one_digest_is_refused(package: Package) -> None:
+    raw = json.loads(package.stock_sign())
+    other = json.loads(sign_resources({"manifest.json": "0" * 64}, "moss", package.key, package.leaf))
+    raw["dsseEnvelope"]["payload"] = other["dsseEnvelope"]["payload"]
+    with pytest.raises(SignatureError, match="does not hold"):
+        verify_bundle(json.dumps(raw).encode(), package.root, at=package.now)
+
+
+def test_stock_signature_with_a_foreign_root_in_its_chain_is_refused(package: Package) -> None:
+    foreign = issue_root("grove", generate_signing_key(), package.now)
+    (package.base / "foreign.pem").write_bytes(foreign.public_bytes(Encoding.PEM))
+    raw = package.stock_sign(chain="foreign.pem")
+    with pytest.raises(CertificateError, match="not this consortium's root"):
+        verify_bundle(raw, package.root, at=package.now)
+
+
+def test_stock_signature_that_leaves_out_a_file_is_refused(package: Package) -> None:
+    raw = package.stock_sign(options=("--ignore-paths", str(package.folder / "part-0000.safetensors")))
+    with pytest.raises(SignatureError, match="leaves out files"):
+        verify_bundle(raw, package.root, at=package.now)
+
+
+def _ignore(statement: dict[str, Any], *paths: str) -> None:
+    statement["predicate"]["serialization"]["ignore_paths"] = list(paths)
+
+
+def _ignore_everything(statement: dict[str, Any]) -> None:
+    statement["predicate"]["resources"] = []
+    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(b"").hexdigest()
+    _ignore(statement, ".")
+
+
+def _alias(statement: dict[str, Any]) -> None:
+    resources = statement["predicate"]["resources"]
+    resources.insert(0, resources[0] | {"name": "./" + resources[0]["name"], "digest": "0" * 64})
+    digests = b"".join(bytes.fromhex(each["digest"]) for each in resources)
+    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(digests).hexdigest()
+
+
+def _upper_case(statement: dict[str, Any]) -> None:
+    for each in statement["predicate"]["resources"]:
+        each["digest"] = each["digest"].upper()
+
+
+STOCK_ONLY = [
+    pytest.param(_ignore_everything, FormatError, id="ignores everything"),
+    pytest.param(_alias, FormatError, id="alias with a wrong digest first"),
+    pytest.param(_upper_case, FormatError, id="upper-case digests"),
+    pytest.param(lambda s: s["predicate"].update(owner="ben"), FormatError, id="unknown field"),
+]
+
+
+@pytest.mark.parametrize(("change", "error"), STOCK_ONLY)
+def test_trick_the_stock_tool_accepts_and_we_refuse(
+    package: Package, change: Callable[[dict[str, Any]], object], error: type[Exception]
+) -> None:
+    raw = package.sign_statement(change)
+    if change is _ignore_everything:
+        (package.folder / "part-0000.safetensors").write_bytes(b"other weights")
+    assert package.stock_accepts(), "the stock tool has become stricter: drop this row"
+    with pytest.raises(error):
+        verify_bundle(raw, package.root, at=package.now)
+
+
+def test_expired_certificate_the_stock_tool_accepts_and_we_refuse(package: Package) -> None:
+    package.signature.write_bytes(sign_folder(package.folder, package.key, package.leaf))
+    later = x509.load_der_x509_certificate(der(package.leaf)).not_valid_after_utc
+    verify_bundle(package.signature.read_bytes(), package.root, at=later)
+    with pytest.raises(CertificateError, match="had expired"):
+        verify_bundle(package.signature.read_bytes(), package.root, at=later.replace(year=later.year + 1))
