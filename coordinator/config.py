@@ -1,4 +1,4 @@
-"""The coordinator's home folder and its one settings file, ``coordinator.toml`` (``DESIGN.md``, section 9); an unknown key is an error."""
+"""The coordinator's home folder and its one settings file, ``coordinator.toml``; an unknown key is an error."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _MODEL_EXAMPLES = """
 \b
 Examples:
   elmgrove-audit model model --log coordinator/log --root root.pem
-  elmgrove-audit model model --log coordinator/log --root root.pem --anchor anchors/base --json
+  elmgrove-audit model model --log coordinator/log --root root.pem --json
 """
 _EXIT_CODES = """
 \b
@@ -127,11 +127,10 @@ def log(folder: Path, root: Path, since: Path | None, *, as_json: bool) -> None:
 @click.argument("folder", type=_FOLDER, metavar="DIR")
 @_common
 @click.option("--log", type=_FOLDER, required=True, metavar="DIR", help="The log's files.")
-@click.option("--anchor", type=_FOLDER, metavar="DIR", help="The anchor's folder, to compare config.json to the last character.")
 @click.option("--at", callback=_moment, metavar="TIME", help="Take the log as it stood then, as 2026-01-31T08:00:00Z.")
-def model(folder: Path, root: Path, log: Path, anchor: Path | None, at: datetime | None, *, as_json: bool) -> None:
+def model(folder: Path, root: Path, log: Path, at: datetime | None, *, as_json: bool) -> None:
     """Trace every tensor and router row of an assembled model to the anchor or to one signed expert."""
-    report = audit_model(folder, _read_root(root), log=log, at=at, anchor=anchor, progress=TerminalProgress(quiet=as_json))
+    report = audit_model(folder, _read_root(root), log=log, at=at, progress=TerminalProgress(quiet=as_json))
     _finish(report, as_json=as_json)
 
 

@@ -2,7 +2,7 @@
 
 1. the first entry founds a consortium under the auditor's root and names the log's key
 2. the checkpoint is signed by that key, and entries and hash tiles are exactly those it signs
-3. every entry follows the rules of the fold, its documents and certificates included
+3. every entry follows the rules of the fold, its documents and certificates included, and every anchor's configuration is there
 4. an earlier checkpoint the auditor kept is a prefix: same key, not larger, same root at its size
 """
 
@@ -18,15 +18,17 @@ from common.errors import FormatError, LogError, LogInconsistentError, NotFoundE
 from common.formats.entries import LogEntry, parse_entry
 from common.formats.fields import format_time, parse_time
 from common.formats.limits import MAX_DOCUMENT_BYTES
+from common.formats.manifest import AnchorManifest
 from common.ledger.fold import fold
 from common.ledger.state import ConsortiumState, ExpertState
 from common.translog.checkpoint import Checkpoint, verify_checkpoint
 from common.translog.merkle import leaf_hash, root_hash
-from common.translog.reader import FolderReader, VerifiedLog, load_document, read_entries, read_log
+from common.translog.reader import FolderReader, LogReader, VerifiedLog, load_document, read_entries, read_log
 from common.trust.certificates import TrustRoot
 from common.weights.digests import read_small
+from common.weights.template import CONFIG_NAME
 
-__all__ = ["AuditedLog", "audit_log", "open_log"]
+__all__ = ["AuditedLog", "anchor_config", "audit_log", "open_log"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def open_log(folder: Path, root: TrustRoot, *, until: datetime | None = None) ->
     log = read_log(reader, log_key)
     # 3. They make sense.
     state = fold(log.entries, documents, root)
+    for anchor in state.anchors.values():
+        anchor_config(reader, anchor.manifest)
     entries = tuple(parse_entry(raw) for raw in log.entries)
     if until is not None:
         size = sum(parse_time(entry.time) <= until for entry in entries)
@@ -84,6 +88,18 @@ def open_log(folder: Path, root: TrustRoot, *, until: datetime | None = None) ->
             raise LogError(f"At {format_time(until)} the log did not exist; its first entry is of {entries[0].time}.")
         state = fold(log.entries[:size], documents, root)
     return AuditedLog(reader=reader, log=log, entries=entries, state=state)
+
+
+def anchor_config(reader: LogReader, anchor: AnchorManifest) -> bytes:
+    """An anchor's ``config.json``, which lies beside the log so that every model's can be derived.
+
+    Raises:
+        LogError: it is missing, or not the one the operator signed.
+    """
+    digest = next((entry.sha256 for entry in anchor.files if entry.name == CONFIG_NAME), None)
+    if digest is None:
+        raise LogError(f"Anchor {anchor.name} has no {CONFIG_NAME}.")
+    return load_document(reader, digest)
 
 
 def check_since(audited: AuditedLog, note: bytes) -> Checkpoint:

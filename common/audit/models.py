@@ -5,8 +5,7 @@
 3. the anchor and every expert the manifest names are in the log; their signed manifests are taken from there
 4. every tensor of the manifest is the anchor's or one expert's, none is missing, none is left over
 5. every byte of the folder is what the manifest says, and every router row is the one its expert's owner signed
-6. index and tokenizer files follow from the anchor; ``config.json`` agrees on architecture, experts and top-k, and, when the anchor's
-   folder is at hand, is exactly the one its configuration gives
+6. index and tokenizer files follow from the anchor; ``config.json`` is exactly the one that the anchor's, a document of the log, gives
 7. what has become of the experts since, and which experts in force were left out, is reported; it is no fault
 """
 
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from common.audit.logs import AuditedLog, expert_facts, open_log
+from common.audit.logs import AuditedLog, anchor_config, expert_facts, open_log
 from common.audit.packages import audit_contents
 from common.audit.report import AuditReport
 from common.audit.trace import Parts, TracedTensor, config_faults, file_faults, router_faults, table_faults, trace
-from common.errors import DigestError, ModelMismatchError, NotFoundError, NotLoggedError
+from common.errors import ModelMismatchError, NotFoundError, NotLoggedError
 from common.formats.fields import operator_uri, parse_time
 from common.formats.hfconfig import flex_olmo_config, loads_config
 from common.formats.limits import MAX_DOCUMENT_BYTES
@@ -56,7 +55,6 @@ def audit_model(
     *,
     log: Path,
     at: datetime | None = None,
-    anchor: Path | None = None,
     progress: ProgressSink = silent,
 ) -> AuditReport:
     """All seven steps, as a report.
@@ -66,14 +64,13 @@ def audit_model(
         root: the consortium's root certificate.
         log: the log's files.
         at: take the log as it stood then.
-        anchor: the anchor's folder, if at hand.
         progress: told of the bytes hashed.
 
     Raises:
         NotFoundError: a folder does not exist.
         StorageError: a file cannot be read.
     """
-    for needed in (folder, log, *([anchor] if anchor is not None else [])):
+    for needed in (folder, log):
         if not needed.is_dir():
             raise NotFoundError(f"There is no folder {needed}.")
     report = AuditReport("model", folder.resolve().name)
@@ -83,7 +80,7 @@ def audit_model(
         report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
         model = _identify(report, audited, folder, root)  # 2 and 3
         _check_tensors(report, model, progress)  # 4 and 5
-        _check_files(report, model, anchor)  # 6
+        _check_files(report, audited, model)  # 6
         _report_experts(report, audited, model)  # 7
     return report
 
@@ -150,7 +147,7 @@ def _check_tensors(report: AuditReport, model: _Model, progress: ProgressSink) -
     report.facts["tensors"] = len(traced)
 
 
-def _check_files(report: AuditReport, model: _Model, anchor: Path | None) -> None:
+def _check_files(report: AuditReport, audited: AuditedLog, model: _Model) -> None:
     manifest, parts = model.signed.manifest, model.parts
     report.outcome("other files", file_faults(manifest, parts, model.traced), "index and tokenizer are those that follow from the anchor")
     count = len(manifest.experts) + 1
@@ -158,14 +155,10 @@ def _check_files(report: AuditReport, model: _Model, anchor: Path | None) -> Non
         raw = read_small(model.folder / CONFIG_NAME, MAX_DOCUMENT_BYTES)
         faults = config_faults(raw, parts.anchor.architecture, num_experts=count, top_k=manifest.top_k)
     report.outcome("config", faults, f"architecture, {count} experts and top-{manifest.top_k} agree")
-    if anchor is None:
-        report.note("config", "rope_theta, epsilons and special tokens were not compared; give --anchor to compare them")
+    if faults:
         return
     with report.also_checking("config", "exactly the one that the anchor's configuration gives"):
-        source = read_small(anchor / CONFIG_NAME, MAX_DOCUMENT_BYTES)
-        signed = next(entry.sha256 for entry in parts.anchor.files if entry.name == CONFIG_NAME)
-        if hashlib.sha256(source).hexdigest() != signed:
-            raise DigestError(f"{CONFIG_NAME} in the anchor's folder differs from the one {parts.operator} signed.")
+        source = anchor_config(audited.reader, parts.anchor)
         if raw != flex_olmo_config(loads_config(source), num_experts=count, top_k=manifest.top_k):
             raise ModelMismatchError(f"{CONFIG_NAME} is not the one that the anchor's configuration gives.")
 

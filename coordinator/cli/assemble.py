@@ -24,7 +24,9 @@ __all__ = ["command"]
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--include", multiple=True, metavar="NAMES", help="Experts to take, comma-separated. [default: all in force]")
 @click.option("--exclude", multiple=True, metavar="NAMES", help="Experts to leave out, comma-separated.")
-@click.option("--top-k", type=click.IntRange(min=1), help="Experts active for each token, the anchor's own counted. [default: all]")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), help="Experts active for each token, the anchor's own counted. [default: all, at most 4]"
+)
 @click.option("--anchor", metavar="NAME", help="Name or digest of the anchor. [default: the newest]")
 @click.option("--licence", default="", help="Licence of the assembled model, for its manifest.")
 @home_option

@@ -1,4 +1,4 @@
-"""``elmgrove-coordinator``: the operator's command line (``DESIGN.md``, section 8); a command's module is imported when it is called."""
+"""``elmgrove-coordinator``: the operator's command line; a command's module is imported when it is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from common.console import run_cli
 from coordinator.cli.options import examples
 
-__all__ = ["COMMANDS", "GROUPS", "LazyGroup", "cli", "main"]
+__all__ = ["ANCHOR_COMMANDS", "COMMANDS", "LazyGroup", "anchor_group", "cli", "main"]
 
 PROGRAM: Final = "elmgrove-coordinator"
 
@@ -38,9 +38,6 @@ ANCHOR_COMMANDS: Final[Table] = {
     "train": ("coordinator.cli.anchor_train:command", "Train a small anchor from public text."),
     "publish": ("coordinator.cli.anchor_publish:command", "Sign and log a checkpoint so that owners can pull it."),
 }
-
-GROUPS: Final[Mapping[str, Table]] = {"": COMMANDS, "anchor": ANCHOR_COMMANDS}
-"""Every lazily loaded group by its name; the top level is ``""``."""
 
 
 class LazyGroup(click.Group):

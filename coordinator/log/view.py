@@ -151,7 +151,3 @@ class LogView:
         if hashlib.sha256(raw).hexdigest() != digest:
             raise LogError(f"The document {digest} is damaged on the disk.")
         return raw
-
-    def has_document(self, digest: str) -> bool:
-        """Whether :meth:`document` would find it."""
-        return len(digest) == 64 and digest.isalnum() and (self.folder / DOCUMENTS_NAME / digest).is_file()

@@ -1,6 +1,6 @@
 """Appending to the log: one writer at a time over all processes, and an answer only once everything is durable.
 
-Order on the disk (``DESIGN.md``, section 3): documents, entry bundles, hash tiles, then the checkpoint, which alone makes them part of
+Order on the disk: documents, entry bundles, hash tiles, then the checkpoint, which alone makes them part of
 the log. A crash before the checkpoint leaves files that the next append overwrites or clears away; a crash after it loses nothing.
 """
 

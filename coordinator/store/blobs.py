@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,24 +71,6 @@ class Blobs:
             fsync_folder(target.parent)
         return True
 
-    def put(self, source: Path, digest: str) -> bool:
-        """Copy ``source`` into the store, checking on the way that it has ``digest``.
-
-        Returns:
-            Whether the blob is new here.
-
-        Raises:
-            DigestError: it has another digest, for example because it changed meanwhile.
-            StorageError: the disk is full or not writable.
-        """
-        target = self._prepare(digest)
-        if target.is_file():
-            return False
-        with storage_errors("a blob"):
-            self._copy(source, target, digest)
-            fsync_folder(target.parent)
-        return True
-
     def discard(self, digests: Iterator[str] | list[str]) -> None:
         """Remove blobs that were added for something that was then refused."""
         for digest in digests:
@@ -139,7 +120,3 @@ class Blobs:
             aside.rename(target)
         finally:
             aside.unlink(missing_ok=True)
-
-    def free_bytes(self) -> int:
-        """Bytes that are free on the disk of the store."""
-        return shutil.disk_usage(self._folder).free

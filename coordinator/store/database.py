@@ -1,4 +1,4 @@
-"""Operational state in SQLite through SQLAlchemy Core: invitations, and uploads under way (``DESIGN.md``, section 1).
+"""Operational state in SQLite through SQLAlchemy Core: invitations, and uploads under way.
 
 Nothing here is a fact of the consortium; those are in the log. Every commit is durable when it returns (WAL, full sync).
 """

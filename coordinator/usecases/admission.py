@@ -1,4 +1,4 @@
-"""The rules an expert package meets before it enters the log (``DESIGN.md``, section 6); pure decisions on documents and state."""
+"""The rules an expert package meets before it enters the log; pure decisions on documents and state."""
 
 from __future__ import annotations
 

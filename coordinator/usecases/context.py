@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,9 +25,7 @@ from coordinator.store.database import Database
 from coordinator.store.invitations import Invitations
 from coordinator.store.uploads import Uploads
 
-__all__ = ["KEY_NAMES", "Coordinator", "KeyRing", "Signer", "open_coordinator", "open_ledger"]
-
-KEY_NAMES: Final = ("root", "operator", "server", "log")
+__all__ = ["Coordinator", "KeyRing", "Signer", "log_key_path", "open_coordinator", "open_ledger"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -165,11 +165,12 @@ def _log(coordinator: Coordinator, folder: Path, raw: bytes) -> PublishedAnchor:
     bundle = sign_resources(resources, manifest.name, operator.key, operator.certificate)
     if max(len(raw), len(bundle)) > MAX_OFFER_BYTES:
         raise LimitError("The anchor's manifest is too large to be sent in one message: too many tensors or files.")
+    config = (folder / CONFIG_NAME).read_bytes()  # beside the log, so that an auditor can derive every model's
     fsync_tree(folder)
     added = [entry.sha256 for entry in manifest.files if coordinator.blobs.adopt(folder / entry.name, entry.sha256)]
     try:
         with coordinator.ledger.exclusive() as session:
-            receipt = session.append("anchor-published", f"anchor/{manifest.name}", bundle, (raw,))
+            receipt = session.append("anchor-published", f"anchor/{manifest.name}", bundle, (raw, config))
     except BaseException:
         if digest not in coordinator.ledger.state().anchors:
             coordinator.blobs.discard(added)

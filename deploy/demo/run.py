@@ -30,8 +30,9 @@ from common.errors import ElmgroveError, UsageError
 CONSORTIUM = "demo"
 PUBLIC = "public"
 PRESET = "nano"
-EXPERT_TOKENS = 400_000  # per owner, public share included
-MAX_EVAL_TOKENS = 40_000  # tokens per domain; enough for a standard error of about 1 % and half a minute of work
+EXPERT_TOKENS = 300_000  # per owner, public share included; enough to see it learn, half a minute of two cores
+BATCH_TOKENS = 2048  # small steps: more of them in the same time
+MAX_EVAL_TOKENS = 20_000  # tokens per domain; half a minute for six models and four domains
 SERVER_START_SECONDS = 30.0
 
 
@@ -212,7 +213,7 @@ def _be_owner(demo: Demo, domain: Domain, invitation: str) -> None:
     owner(demo, domain, "join", invitation, *home)
     owner(demo, domain, "pull", *home)
     data = ("--data", str(domain.train))
-    tokens = ("--tokens", str(demo.expert_tokens))
+    tokens = ("--tokens", str(demo.expert_tokens), "--batch-tokens", str(BATCH_TOKENS))
     owner(demo, domain, "train", *data, "--name", domain.name, *tokens, *home, step=f"train {domain.name}")
     owner(demo, domain, "review", domain.name, *home, keep=6)
     owner(demo, domain, "push", domain.name, "--yes", *home, step=f"push {domain.name}")

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 
@@ -498,3 +499,33 @@ def test_the_log_over_plain_http_is_the_folder_and_nothing_else_is_there(served:
         assert process.wait(30) == 0
         assert process.stdout is not None
         process.stdout.close()
+
+
+def _interrupted(world: Served, traces: Callable[[], bool], *arguments: str) -> None:
+    """Start a command, stop it in the middle by Ctrl-C, and check its exit code."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordinator.cli.main", *arguments, "--home", str(world.home)],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not traces() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert "Traceback" not in complaint
+
+
+def test_ctrl_c_in_publish_and_assemble_leaves_nothing(tmp_path: Path) -> None:
+    world = Served.found(tmp_path)
+    write_cheap_anchor(tmp_path / "checkpoint", BIG)
+    arguments = ("anchor", "publish", str(tmp_path / "checkpoint"), "--name", "big", "--quiet")
+    _interrupted(world, lambda: any(world.home.glob(".anchor-*")), *arguments)
+    assert [path.name for path in world.home.iterdir() if path.name.startswith(".")] == []
+    assert [path for path in (world.home / "blobs").rglob("*") if path.is_file()] == []
+    world.run(*arguments)
+    (tmp_path / "models").mkdir()
+    _interrupted(world, lambda: any((tmp_path / "models").iterdir()), "assemble", str(tmp_path / "models" / "all"), "--quiet")
+    assert list((tmp_path / "models").iterdir()) == []
+    world.run("assemble", str(tmp_path / "models" / "all"), "--quiet")

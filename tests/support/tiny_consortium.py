@@ -184,7 +184,7 @@ class TinyConsortium:
         raw = anchor_manifest(self.anchor, consortium=self.name, name=name, created=self.now)
         bundle = self.sign(raw, parse_document(AnchorManifest, raw), self.operator)
         (self.anchor / "model.sig").write_bytes(bundle)
-        self.append("anchor-published", f"anchor/{name}", bundle, raw)
+        self.append("anchor-published", f"anchor/{name}", bundle, raw, (self.anchor / "config.json").read_bytes())
         self.anchor_digest = sha256(raw)
         return self.anchor_digest
 

@@ -81,7 +81,7 @@ def edit(file: str, change: Callable[[dict[str, Tensor]], None]) -> Callable[[Pa
 
 
 def test_an_honest_model_is_traced_to_its_experts(honest: TinyConsortium) -> None:
-    report = audit_model(honest.folder / "model", honest.root, log=honest.log, anchor=honest.anchor)
+    report = audit_model(honest.folder / "model", honest.root, log=honest.log)
     assert report.faults == []
     found = report.as_json()
     assert found["verdict"] == "holds"
@@ -223,17 +223,19 @@ def test_a_configuration_that_contradicts_the_manifests_is_found(grove: TinyCons
     assert next(iter(change)) in str(report.faults[0])
 
 
-def test_another_rope_theta_is_found_with_the_anchor_at_hand(grove: TinyConsortium) -> None:
+def test_another_rope_theta_is_found(grove: TinyConsortium) -> None:
     def rewrite(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
 
-    folder = forge(grove, rewrite)
-    assert not audit(grove, folder).faults
-    report = audit_model(folder, grove.root, log=grove.log, anchor=grove.anchor)
+    report = audit(grove, forge(grove, rewrite))
     assert [str(fault) for fault in report.faults] == ["config.json is not the one that the anchor's configuration gives."]
-    (grove.anchor / "config.json").write_text("{}")
-    assert codes(audit_model(folder, grove.root, log=grove.log, anchor=grove.anchor)) == {"digest"}
+
+
+def test_a_log_without_the_anchors_configuration_is_found(grove: TinyConsortium) -> None:
+    folder = grove.assemble(*packages(grove))
+    (grove.log / "documents" / hashlib.sha256((grove.anchor / "config.json").read_bytes()).hexdigest()).unlink()
+    assert codes(audit(grove, folder)) == {"log"}
 
 
 def test_a_model_that_was_never_logged_is_found(grove: TinyConsortium) -> None:

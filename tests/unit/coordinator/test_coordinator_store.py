@@ -113,7 +113,7 @@ def test_adopting_across_file_systems_copies_and_checks(tmp_path: Path, monkeypa
     assert blobs.adopt(source, _digest(b"content"))
     assert blobs.path(_digest(b"content")).read_bytes() == b"content"
     with pytest.raises(DigestError):
-        blobs.put(source, _digest(b"something else"))
+        blobs.adopt(source, _digest(b"something else"))
     assert [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == [_digest(b"content")]
 
 

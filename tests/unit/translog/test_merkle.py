@@ -193,6 +193,8 @@ def test_edges_of_the_definition() -> None:
     for wrong in ([b"short"], [LEAVES[0]] * 65 + [LEAVES[0]] * 2):
         with pytest.raises(LogError, match="32 bytes"):
             verify_inclusion(LEAVES[0], 0, 2, wrong, root)
+        with pytest.raises(LogError, match="32 bytes"):
+            verify_consistency(3, 5, wrong, root, root)
 
 
 @settings(max_examples=200, deadline=None)

@@ -58,10 +58,11 @@ def test_every_mangled_verifier_key_is_refused() -> None:
 
 
 def test_verifier_key_of_an_unknown_algorithm_is_refused() -> None:
-    blob = b"\x06" + KEY.public_key().public_bytes_raw()
-    key_id = hashlib.sha256(NAME.encode() + b"\n" + blob).hexdigest()[:8]
-    with pytest.raises(FormatError, match="unknown kind"):
-        parse_vkey(f"{NAME}+{key_id}+{b64encode(blob)}")
+    public = KEY.public_key().public_bytes_raw()
+    for blob in (b"\x06" + public, b"\x01" + public[:31], b"\x01" + public + b"\x00", b"\x01", b""):
+        key_id = hashlib.sha256(NAME.encode() + b"\n" + blob).hexdigest()[:8]
+        with pytest.raises(FormatError, match="unknown kind"):
+            parse_vkey(f"{NAME}+{key_id}+{b64encode(blob)}")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a+b", "a\nb", "a\u00a0b", "a\x00b", "a\x7fb", "\ud800", "n" * 256])
@@ -205,7 +206,7 @@ BAD_CHECKPOINTS = {
     "no origin": f"\n11\n{ROOT}\n", "extension": f"o\n11\n{ROOT}\nextension\n", "no root": "o\n11\n", "empty root": "o\n11\n\n",
     "short root": f"o\n11\n{b64encode(TREE.root[:31])}\n", "long root": f"o\n11\n{b64encode(TREE.root + b'x')}\n",
     "hexadecimal root": f"o\n11\n{TREE.root.hex()}\n", "URL-safe root": "o\n11\n" + "-" + ROOT[1:] + "\n", "no end": f"o\n11\n{ROOT}",
-    "blank": f"o\n11 \n{ROOT}\n", "nothing": "",
+    "blank": f"o\n11 \n{ROOT}\n", "tail": f"o\n11\n{ROOT}\ntail", "nothing": "",
 }  # fmt: skip
 
 
