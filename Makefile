@@ -36,7 +36,7 @@ demo: $(VENV)/.demo ## Run a whole consortium on this machine (DATA=DIR for your
 	@$(BIN)/python deploy/demo/run.py --out $(DEMO_OUT) $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## Run every test (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev check-proto ## ruff, mypy, import contracts, generated code up to date
 	@$(BIN)/ruff check .

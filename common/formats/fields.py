@@ -25,6 +25,7 @@ __all__ = [
     "owner_name",
     "owner_uri",
     "parse_time",
+    "server_uri",
     "subject_expert",
     "utc_now",
 ]
@@ -105,6 +106,11 @@ def owner_uri(consortium: str, owner: str) -> str:
 def operator_uri(consortium: str) -> str:
     """``elmgrove://CONSORTIUM/operator``."""
     return f"elmgrove://{check_name(consortium, 'consortium')}/operator"
+
+
+def server_uri(consortium: str) -> str:
+    """``elmgrove://CONSORTIUM/server``."""
+    return f"elmgrove://{check_name(consortium, 'consortium')}/server"
 
 
 def owner_name(uri: str, consortium: str) -> str:

@@ -30,7 +30,7 @@ from datetime import datetime
 
 from common.errors import FormatError, LogError, NotFoundError, VerificationError
 from common.formats.entries import LogEntry, parse_entry
-from common.formats.fields import operator_uri, owner_name, parse_time, subject_expert
+from common.formats.fields import operator_uri, owner_name, parse_time, server_uri, subject_expert
 from common.formats.manifest import MANIFEST_NAME, AnchorManifest, ExpertManifest
 from common.formats.statements import (
     CertificateRecord,
@@ -197,7 +197,7 @@ class _Folding:
         log_key = parse_vkey(statement.log_key)
         right_key = log_key.name == log_origin(statement.consortium) and log_key.algorithm == ALG_ED25519
         _require(right_key, "its log key is not one for this consortium's checkpoints")
-        issued = {("signing", operator_uri(statement.consortium)), ("server", f"elmgrove://{statement.consortium}/server")}
+        issued = {("signing", operator_uri(statement.consortium)), ("server", server_uri(statement.consortium))}
         for record in statement.certificates:
             _require((record.purpose, record.uri) in issued, "a certificate is not the operator's or the server's")
             self._check_certificate(record, signed.time)

@@ -34,7 +34,7 @@ def public_moments(
     texts: Iterable[str],
     *,
     out: Path | None = None,
-    max_tokens: int = 200_000,
+    max_tokens: int | None = None,
     seq_len: int | None = None,
     device: str = "cpu",
     progress: ProgressSink = silent,
@@ -48,7 +48,7 @@ def public_moments(
         checkpoint_dir: the anchor, an ``Olmo2ForCausalLM`` folder with its tokenizer.
         texts: public documents; read until there are enough tokens.
         out: file to write; by default ``router.safetensors`` in ``checkpoint_dir``.
-        max_tokens: tokens measured; 200,000 give a matrix of 2,048 columns full rank with a hundred tokens for each.
+        max_tokens: tokens measured; by default a hundred for each column of the matrix, and between 32,768 and 200,000.
         seq_len: of the windows; by default at most 1,024 and what the model reads.
         device: to compute on.
         progress: hears of tokens done.
@@ -64,7 +64,8 @@ def public_moments(
     dtype = checkpoint_dtype(checkpoint_dir)
     model = load_model(checkpoint_dir, dtype=torch.float32 if device == "cpu" else dtype, device=device)
     length = min(seq_len or 1024, model.config.max_position_embeddings)
-    documents = _encode(texts, load_tokenizer(checkpoint_dir), max_tokens)
+    wanted = max_tokens or min(200_000, max(32_768, 100 * model.config.hidden_size))
+    documents = _encode(texts, load_tokenizer(checkpoint_dir), wanted)
     sums = _Sums(model.config.num_layers, model.config.hidden_size, device)
     total = sum(len(ids) for ids in documents)
     done = 0

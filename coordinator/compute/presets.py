@@ -85,7 +85,7 @@ def _nano() -> Preset:
         vocab_size=4096,
         max_positions=256,
         rope_theta=10_000.0,
-        settings=AnchorSettings(tokens=1_228_800, seq_len=256, batch_tokens=2048, lr=0.012, matrix_lr=0.02, checkpoint_every=200),
+        settings=AnchorSettings(tokens=1_048_576, seq_len=256, batch_tokens=2048, lr=0.012, matrix_lr=0.02, checkpoint_every=200),
     )
 
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.errors import UsageError
 from common.files import atomic_folder, write_atomic
-from common.formats.fields import check_name, format_time, operator_uri, utc_now
+from common.formats.fields import check_name, format_time, operator_uri, server_uri, utc_now
 from common.formats.statements import ConsortiumFounded
 from common.formats.strictjson import b64encode
 from common.translog.checkpoint import log_origin
@@ -26,15 +26,10 @@ from coordinator.store.audit import AuditTrail
 from coordinator.store.database import Database
 from coordinator.usecases.context import log_key_path
 
-__all__ = ["found_consortium", "server_uri"]
+__all__ = ["found_consortium"]
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _LEAF_DAYS: Final = 730  # the operator's and the server's own certificates
-
-
-def server_uri(consortium: str) -> str:
-    """The identity in the server's certificate."""
-    return f"elmgrove://{check_name(consortium, 'consortium')}/server"
 
 
 def found_consortium(folder: Path, *, name: str, host: str, port: int, enrol_port: int, passphrase: bytes | None) -> LogReceipt:

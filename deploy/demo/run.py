@@ -30,7 +30,7 @@ from common.errors import ElmgroveError, UsageError
 CONSORTIUM = "demo"
 PUBLIC = "public"
 PRESET = "nano"
-EXPERT_TOKENS = 300_000  # per owner, public share included; enough to see it learn, half a minute of two cores
+EXPERT_TOKENS = 262_144  # per owner, public share included; enough to see it learn, half a minute of two cores
 BATCH_TOKENS = 2048  # small steps: more of them in the same time
 MAX_EVAL_TOKENS = 20_000  # tokens per domain; half a minute for six models and four domains
 SERVER_START_SECONDS = 30.0

@@ -6,8 +6,10 @@ import gzip
 import json
 import pydoc_data.topics
 import shutil
+import signal
 import subprocess
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from common.formats.manifest import ExpertManifest
 from common.formats.strictjson import parse_document
 from common.modeling.loading import load_model
-from tests.support.programs import ROOT, command, free_ports, run, run_json, serving
+from tests.support.programs import ROOT, command, free_ports, run, run_json, serving, start
 
 OWNERS = ("code", "heads")
 ANCHOR_TOKENS = 81_920
@@ -212,3 +214,36 @@ def test_a_withdrawn_expert_cannot_be_assembled(federation: Federation, tmp_path
     done = run("coordinator", "assemble", tmp_path / "model", "--include", "heads", "--home", federation.home, expect=57)
     assert "withdrawn" in done.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_an_interrupted_evaluation_leaves_no_report(federation: Federation, tmp_path: Path) -> None:
+    models = [f"m{number}={federation.model('all')}" for number in range(20)]
+    data = ("--data", f"public={federation.data('public', 'valid')}", "--max-tokens", 50_000)
+    process = start("coordinator", "evaluate", *models, *data, "--report", tmp_path / "report.html", "--json-out", tmp_path / "report.json")
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["evaluate", "{folder}/checkpoint", "--data", "x={folder}/nothing.jsonl"], 12, "nothing.jsonl"),
+        (["evaluate", "{folder}/checkpoint", "--data", "x={data}", "--text-field", "body"], 13, "body"),
+        (["evaluate", "{folder}/data", "--data", "x={data}"], 14, "config.json"),
+        (["generate", "{folder}/checkpoint", "--prompt", "x", "--exclude", "code"], 17, "code"),
+        (["anchor", "train", "--data", "{folder}/empty.jsonl", "--out", "{folder}/never"], 12, "empty"),
+        (["anchor", "publish", "{folder}/models/all", "--name", "other", "--home", "{home}"], 14, "Olmo2ForCausalLM"),
+        (["assemble", "{folder}/models/all", "--home", "{home}"], 18, "exists"),
+        (["assemble", "{folder}/never", "--top-k", "9", "--home", "{home}"], 10, "9"),
+    ],
+)
+def test_bad_requests_of_the_operator(federation: Federation, arguments: list[str], code: int, said: str) -> None:
+    (federation.folder / "empty.jsonl").touch()
+    names = {"folder": federation.folder, "home": federation.home, "data": federation.data("code", "valid")}
+    done = run("coordinator", *(text.format(**names) for text in arguments), expect=code)
+    assert said in done.stderr
+    assert not (federation.folder / "never").exists()
