@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 
 from common.errors import AlreadyExistsError, StorageError
 
-__all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "storage_errors", "write_atomic"]
+__all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "scratch_folder", "storage_errors", "write_atomic"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -96,30 +99,82 @@ def _publish(aside: Path, path: Path, *, exclusive: bool) -> None:
         raise AlreadyExistsError(f"{path.name} exists already.") from error
 
 
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that becomes ``target`` when the block ends well, and vanishes when it does not.
+def scratch_folder(parent: Path, prefix: str) -> AbstractContextManager[Path]:
+    """Give an empty folder in ``parent`` that vanishes with the block, however it ends.
+
+    Raises:
+        StorageError: the disk is full or not writable, also when the block itself runs into that.
+    """
+    return _ScratchFolder(parent / f"{prefix}{secrets.token_hex(8)}")
+
+
+class _ScratchFolder(AbstractContextManager[Path]):
+    """A class for the reason that :class:`_AtomicFolder` is one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Path:
+        try:
+            with storage_errors(str(self._path)):
+                self._path.mkdir(mode=0o700)
+            return self._path
+        except BaseException:
+            shutil.rmtree(self._path, ignore_errors=True)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+        if error is not None:
+            with storage_errors(str(self._path)):
+                raise error
+
+
+def atomic_folder(target: Path) -> AbstractContextManager[Path]:
+    """Give an empty folder beside ``target`` that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     Raises:
         AlreadyExistsError: ``target`` exists (checked at the start and again at the rename).
-        StorageError: the disk is full or not writable.
+        StorageError: the disk is full or not writable, also when the block itself runs into that.
     """
-    if target.exists() or target.is_symlink():
-        raise AlreadyExistsError(f"{target} exists already; choose another name or remove it.")
-    with storage_errors(str(target)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    return _AtomicFolder(target)
+
+
+class _AtomicFolder(AbstractContextManager[Path]):
+    """A class and not a generator: an interrupt that arrives as the block is entered would leave a generator's folder behind."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._aside = target.parent / f".{target.name}.{secrets.token_hex(8)}.partial"
+
+    def __enter__(self) -> Path:
+        if self._target.exists() or self._target.is_symlink():
+            raise AlreadyExistsError(f"{self._target} exists already; choose another name or remove it.")
         try:
-            aside.chmod(0o755)
-            yield aside
-            fsync_tree(aside)
-            try:
-                aside.rename(target)
-            except OSError as error:
-                if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
-                    raise AlreadyExistsError(f"{target} appeared while it was being written.") from error
-                raise
+            with storage_errors(str(self._target)):
+                self._target.parent.mkdir(parents=True, exist_ok=True)
+                self._aside.mkdir()
+            return self._aside
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(self._aside, ignore_errors=True)
             raise
-        fsync_folder(target.parent)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with storage_errors(str(self._target)):
+                if error is not None:
+                    raise error
+                fsync_tree(self._aside)
+                self._publish()
+        except BaseException:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            raise
+        fsync_folder(self._target.parent)
+
+    def _publish(self) -> None:
+        try:
+            self._aside.rename(self._target)
+        except OSError as error:
+            if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+                raise AlreadyExistsError(f"{self._target} appeared while it was being written.") from error
+            raise

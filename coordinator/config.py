@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from common.errors import ConfigError, NotFoundError
 from common.files import write_atomic
 from common.formats.fields import Name
 from common.formats.invitation import Host, Port
+from common.formats.settings import encode_settings, parse_settings
 from common.formats.strictjson import Document
 
 __all__ = ["HOME_VARIABLE", "CoordinatorConfig", "Home", "Quota", "Retention", "load_config", "parse_config", "save_config"]
 
 HOME_VARIABLE: Final = "ELMGROVE_HOME"
-_MAX_CONFIG_BYTES: Final = 64 * 1024  # bytes; a real one has about 600
 _GIB: Final = 2**30
 
 
@@ -142,20 +140,7 @@ def parse_config(raw: bytes, place: str) -> CoordinatorConfig:
     Raises:
         ConfigError: too large, not UTF-8 TOML, or a key is unknown, missing or wrong.
     """
-    if len(raw) > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{place} is too large to be a coordinator.toml.")
-    try:
-        table = tomllib.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{place} is not valid TOML: {error}.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{place} is not valid TOML: nested too deeply.") from error
-    try:
-        config = CoordinatorConfig.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{place}: {key}: {first['msg']}.") from error
+    config = parse_settings(CoordinatorConfig, raw, place)
     if len({config.port, config.enrol_port, config.web_port}) < 3:
         raise ConfigError(f"{place}: port, enrol_port and web_port must differ.")
     return config
@@ -167,14 +152,4 @@ def save_config(home: Home, config: CoordinatorConfig) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    table = config.model_dump(mode="json")
-    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for section, values in table.items():
-        if isinstance(values, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
-    write_atomic(home.config, ("\n".join(lines) + "\n").encode("utf-8"))
-
-
-def _toml(value: Any) -> str:
-    """JSON's strings and integers are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    write_atomic(home.config, encode_settings(config))

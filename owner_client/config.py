@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from common.errors import AlreadyExistsError, ConfigError, NotFoundError
 from common.files import write_atomic
 from common.formats.fields import Digest, Name, owner_uri
 from common.formats.invitation import Host, Port
+from common.formats.settings import encode_settings, parse_settings
 from common.formats.statements import VerifierKey
 from common.formats.strictjson import Document
 
@@ -22,7 +21,6 @@ __all__ = ["HOME_VARIABLE", "CoordinatorAddress", "Home", "OwnerConfig", "Pinned
 
 HOME_VARIABLE: Final = "ELMGROVE_OWNER_HOME"
 _DEFAULT_HOME: Final = "~/.elmgrove/owner"
-_MAX_CONFIG_BYTES: Final = 64 * 1024  # bytes; a real one has about 600
 
 
 class CoordinatorAddress(Document):
@@ -187,39 +185,12 @@ def parse_config(raw: bytes, place: str) -> OwnerConfig:
     Raises:
         ConfigError: too large, not UTF-8 TOML, or a key is unknown, missing or wrong.
     """
-    if len(raw) > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{place} is too large to be an owner.toml.")
-    try:
-        table = tomllib.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{place} is not valid TOML: {error}.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{place} is not valid TOML: nested too deeply.") from error
-    return _validate(table, place)
-
-
-def _validate(table: dict[str, Any], place: str) -> OwnerConfig:
-    try:
-        return OwnerConfig.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = "is not a known key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ConfigError(f"{place}: {key}: {reason}.") from error
+    return parse_settings(OwnerConfig, raw, place)
 
 
 def encode_config(config: OwnerConfig) -> bytes:
     """Spell a config as TOML with a comment for the reader."""
-    lines = ["# Written by 'elmgrove-owner join'. The [pinned] values were fixed then and must not change.", ""]
-    tables: list[tuple[str, dict[str, Any]]] = []
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            tables.append((key, value))
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    for name, table in tables:
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    return ("\n".join(lines) + "\n").encode("utf-8")
+    return encode_settings(config, head="Written by 'elmgrove-owner join'. The [pinned] values were fixed then and must not change.")
 
 
 def save_config(home: Home, config: OwnerConfig) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from common.errors import AlreadyExistsError, ArchitectureError, LayoutError, LimitError, NotFoundError
-from common.files import fsync_tree, storage_errors
+from common.files import fsync_tree, scratch_folder
 from common.formats.fields import check_name, utc_now
 from common.formats.hfconfig import architecture_of
 from common.formats.layout import INDEX_NAME, PUBLIC_SAMPLE_NAME, ROUTER_NAME, router_row_name
@@ -83,7 +80,7 @@ def publish_anchor(
     if any(anchor.name == name for anchor in coordinator.ledger.state().anchors.values()):
         raise AlreadyExistsError(f"An anchor named {name} was published before. A name is given once; choose another.")
     names, architecture = _choose(checkpoint)
-    with _workspace(coordinator) as folder:
+    with scratch_folder(coordinator.home.path, ".anchor-") as folder:
         _copy(checkpoint, folder, names, progress)
         _write_sample(folder / PUBLIC_SAMPLE_NAME, sample, sample_bytes)
         if measure is None:
@@ -116,16 +113,6 @@ def _choose(checkpoint: Path) -> tuple[list[str], Architecture]:
         raise ArchitectureError(f"{checkpoint} holds no safetensors weights. Pickled checkpoints (*.bin) are not read; convert it first.")
     taken = {CONFIG_NAME, *COPIED_FILES, *weights, *([INDEX_NAME] if len(weights) > 1 else [])}
     return [name for name in names if name in taken], architecture
-
-
-@contextmanager
-def _workspace(coordinator: Coordinator) -> Iterator[Path]:
-    with storage_errors("the anchor"):
-        folder = Path(tempfile.mkdtemp(dir=coordinator.home.path, prefix=".anchor-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path, names: Iterable[str], progress: ProgressSink) -> None:

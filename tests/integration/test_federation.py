@@ -234,7 +234,7 @@ def test_an_interrupted_evaluation_leaves_no_report(federation: Federation, tmp_
         (["evaluate", "{folder}/checkpoint", "--data", "x={folder}/nothing.jsonl"], 12, "nothing.jsonl"),
         (["evaluate", "{folder}/checkpoint", "--data", "x={data}", "--text-field", "body"], 13, "body"),
         (["evaluate", "{folder}/data", "--data", "x={data}"], 14, "config.json"),
-        (["generate", "{folder}/checkpoint", "--prompt", "x", "--exclude", "code"], 17, "code"),
+        (["generate", "{folder}/checkpoint", "--prompt", "x", "--exclude", "code"], 10, "no experts"),
         (["anchor", "train", "--data", "{folder}/empty.jsonl", "--out", "{folder}/never"], 12, "empty"),
         (["anchor", "publish", "{folder}/models/all", "--name", "other", "--home", "{home}"], 14, "Olmo2ForCausalLM"),
         (["assemble", "{folder}/models/all", "--home", "{home}"], 18, "exists"),

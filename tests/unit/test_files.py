@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import AlreadyExistsError, StorageError
-from common.files import atomic_folder, storage_errors, write_atomic
+from common.files import atomic_folder, scratch_folder, storage_errors, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,4 +81,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 7
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_scratch_folder_vanishes_however_the_block_ends(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, ".work-") as folder:
+        (folder / "a").write_bytes(b"1")
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path, ".work-") as folder:
+        (folder / "a").write_bytes(b"1")
+        raise KeyboardInterrupt
+    with pytest.raises(StorageError), scratch_folder(tmp_path, ".work-"):
+        raise OSError(errno.ENOSPC, "full")
     assert os.listdir(tmp_path) == []
