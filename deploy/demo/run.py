@@ -34,6 +34,7 @@ EXPERT_TOKENS = 262_144  # per owner, public share included; enough to see it le
 BATCH_TOKENS = 2048  # small steps: more of them in the same time
 MAX_EVAL_TOKENS = 20_000  # tokens per domain; half a minute for six models and four domains
 SERVER_START_SECONDS = 30.0
+_WIDEST = 400  # characters of a command that are shown
 
 
 class StepFailedError(ElmgroveError):
@@ -190,7 +191,7 @@ def _found(demo: Demo) -> None:
     coordinator(demo, "anchor", "train", *data, "--preset", PRESET, *tokens, "--out", checkpoint, step="anchor train")
     coordinator(
         demo, "anchor", "publish", checkpoint, "--name", "base", "--public-sample", str(demo.public.train),
-        "--licence", "for demonstration only", "--provenance", f"trained by the demo on {demo.public.train.name}", "--home", home,
+        "--licence", "for demonstration only", "--provenance", "trained by the demo", "--home", home,
         step="anchor publish",
     )  # fmt: skip
 
@@ -251,7 +252,7 @@ def _evaluate(demo: Demo) -> None:
     models += [f"all={demo.out / 'models' / 'all'}", f"{_without(demo)}={demo.out / 'models' / _without(demo)}"]
     data = [part for domain in (demo.public, *demo.domains) for part in ("--data", f"{domain.name}={domain.valid}")]
     outputs = ("--report", str(demo.out / "report.html"), "--json-out", str(demo.out / "evaluation.json"))
-    coordinator(demo, "evaluate", *models, *data, "--max-tokens", str(MAX_EVAL_TOKENS), *outputs, step="evaluate", keep=40)
+    coordinator(demo, "evaluate", *models, *data, "--max-tokens", str(MAX_EVAL_TOKENS), *outputs, step="evaluate", keep=60)
 
 
 def _without(demo: Demo) -> str:
@@ -307,7 +308,7 @@ def _summary(demo: Demo, seconds: float) -> None:
     emit(f"  the model       {out}/models/all  (an ordinary Hugging Face folder)")
     emit(f"  the report      {out}/report.html")
     emit(f"  all figures     {out}/summary.json\n")
-    emit("Try next:")
+    emit(f"Try next (the programs are in {os.path.relpath(Path(sys.executable).parent)}):")
     emit(f'  elmgrove-coordinator generate {out}/models/all --prompt "The" --exclude {demo.domains[0].name}')
     emit(f"  elmgrove-audit model {out}/models/all --log {demo.log} --root {demo.root}")
     emit(f"  elmgrove-coordinator log --home {demo.home}")
@@ -327,7 +328,7 @@ def owner(demo: Demo, domain: Domain, *arguments: str, step: str = "", keep: int
     return _shell(demo, [_program("elmgrove-owner"), *arguments], step=step, keep=keep, who=domain.name, threads=1)
 
 
-def audit(demo: Demo, *arguments: str, step: str = "", keep: int = 14) -> str:
+def audit(demo: Demo, *arguments: str, step: str = "", keep: int = 16) -> str:
     """Run ``elmgrove-audit`` as the auditor would."""
     return _shell(demo, [_program("elmgrove-audit"), *arguments], step=step, keep=keep)
 
@@ -350,27 +351,38 @@ def _shell(
     threads: int = 0,
     shown: str = "",
 ) -> str:
+    """Run a command and show it: alone, before it runs and with its progress; side by side with others, whole when it is done."""
+    line = shown or shlex.join([Path(command[0]).name, *command[1:]])
+    alone = not (who or quiet)
+    if alone:
+        _show_command(line, who)
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    progress = None if alone and sys.stderr.isatty() else subprocess.PIPE
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=progress, stdin=subprocess.DEVNULL, env=environment)
     with demo.lock:
         demo.children.append(process)
     output, complaints = process.communicate()
     seconds = time.monotonic() - began
     if step:
         demo.seconds[step] = round(seconds, 1)
-    text, errors = output.decode("utf-8", "replace"), complaints.decode("utf-8", "replace")
-    if not quiet or process.returncode:
-        with demo.lock:
-            _show_command(shown or shlex.join([Path(command[0]).name, *command[1:]]), text or errors, seconds, keep, who)
+    text, errors = output.decode("utf-8", "replace"), (complaints or b"").decode("utf-8", "replace")
     if process.returncode:
-        raise StepFailedError(f"{shlex.join(command)} ended with exit code {process.returncode}:\n{errors.strip()[-2000:]}")
+        raise StepFailedError(f"{line} ended with exit code {process.returncode}.\n{errors.strip()[-2000:]}")
+    if not quiet:
+        with demo.lock:
+            if not alone:
+                _show_command(line, who)
+            _show_output(text, seconds, keep)
     return text
 
 
-def _show_command(line: str, text: str, seconds: float, keep: int, who: str) -> None:
+def _show_command(line: str, who: str) -> None:
     prefix = f"[{who}] " if who else ""
-    emit(f"  {prefix}$ {line if len(line) < 400 else line[:180] + ' ... ' + line[-120:]}")
+    emit(f"  {prefix}$ {line if len(line) < _WIDEST else line[:180] + ' ... ' + line[-120:]}")
+
+
+def _show_output(text: str, seconds: float, keep: int) -> None:
     lines = [row for row in text.rstrip().splitlines() if row.strip()]
     for row in lines[:keep]:
         emit(f"      {row[:200]}")
@@ -420,7 +432,7 @@ def _stop_children(demo: Demo) -> None:
 
 
 def _title(role: str, text: str) -> None:
-    emit(f"\n== {role} {text}" if role != "Done" else f"\n== Done {text}")
+    emit(f"\n== {role} {text}")
 
 
 if __name__ == "__main__":
