@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import click
 
+from common.commands import CommandTable, LazyGroup
 from common.console import run_cli
 from coordinator.cli.options import examples
 
-__all__ = ["ANCHOR_COMMANDS", "COMMANDS", "LazyGroup", "anchor_group", "cli", "main"]
+__all__ = ["ANCHOR_COMMANDS", "COMMANDS", "anchor_group", "cli", "main"]
 
 PROGRAM: Final = "elmgrove-coordinator"
 
-Table = Mapping[str, tuple[str, str]]
-
-COMMANDS: Final[Table] = {
+COMMANDS: Final[CommandTable] = {
     "init": ("coordinator.cli.init:command", "Found a consortium: keys, certificates, log."),
     "anchor": ("coordinator.cli.main:anchor_group", "Train and publish the public anchor model."),
     "invite": ("coordinator.cli.invite:command", "Print the invitation string for one owner."),
@@ -32,40 +30,22 @@ COMMANDS: Final[Table] = {
     "evaluate": ("coordinator.cli.evaluate:command", "Measure models on text, side by side."),
     "generate": ("coordinator.cli.generate:command", "Continue a prompt, leaving out experts if asked."),
 }
-"""Command name to ``(module:attribute, one-line help)``, in the order a newcomer needs them."""
-
-ANCHOR_COMMANDS: Final[Table] = {
+ANCHOR_COMMANDS: Final[CommandTable] = {
     "train": ("coordinator.cli.anchor_train:command", "Train a small anchor from public text."),
     "publish": ("coordinator.cli.anchor_publish:command", "Sign and log a checkpoint so that owners can pull it."),
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, so that ``--help`` is instant and ``invite`` never loads torch."""
-
-    def __init__(self, *args: Any, table: Table, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._table = table
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The commands in their natural order."""
-        return list(self._table)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import one command, or ``None`` if there is no such command."""
-        if cmd_name not in self._table:
-            return None
-        module, _, attribute = self._table[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}:{attribute} is not a command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
-
+_EXTRAS: Final[Mapping[str, str]] = {
+    "grpc": "coordinator",
+    "google": "coordinator",
+    "sqlalchemy": "coordinator",
+    "torch": "train",
+    "numpy": "train",
+    "safetensors": "train",
+    "tokenizers": "train",
+}
+"""Module to the extra of this distribution that installs it."""
 
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 
@@ -73,6 +53,7 @@ _SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
+    extras=_EXTRAS,
     context_settings=_SETTINGS,
     epilog=examples(
         "elmgrove-coordinator init consortium --name rivers --host coordinator.example.org",
@@ -96,6 +77,7 @@ def cli(verbose: bool) -> None:
     name="anchor",
     cls=LazyGroup,
     table=ANCHOR_COMMANDS,
+    extras=_EXTRAS,
     context_settings=_SETTINGS,
     epilog=examples(
         "elmgrove-coordinator anchor train --data public.jsonl.gz --preset nano --out anchor",

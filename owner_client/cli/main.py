@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import click
 
+from common.commands import CommandTable, LazyGroup
 from common.console import run_cli
-from common.errors import MissingExtraError
 from owner_client.cli.options import examples
 
-__all__ = ["COMMANDS", "LazyGroup", "cli", "main"]
+__all__ = ["COMMANDS", "cli", "main"]
 
 PROGRAM: Final = "elmgrove-owner"
 
-COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+COMMANDS: Final[CommandTable] = {
     "join": ("owner_client.cli.join:join", "Join a consortium with the invitation its operator gave you."),
     "pull": ("owner_client.cli.pull:pull", "Download the public anchor model and verify it."),
     "train": ("owner_client.cli.train:train", "Train an expert on private files; nothing leaves this machine."),
@@ -26,8 +25,6 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "status": ("owner_client.cli.status:status", "Show who you are, your anchors and your experts."),
     "withdraw": ("owner_client.cli.withdraw:withdraw", "Take an expert out of every later model."),
 }
-"""Command name to ``(module:attribute, one-line help)``, in the order a newcomer needs them."""
-
 
 _EXTRAS: Final[Mapping[str, str]] = {
     "grpc": "owner",
@@ -40,45 +37,10 @@ _EXTRAS: Final[Mapping[str, str]] = {
 """Module to the extra of this distribution that installs it."""
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, so that ``--help`` is instant and ``review`` never loads gRPC."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The commands in their natural order."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import one command, or ``None`` if there is no such command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}:{attribute} is not a command")
-        return command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what is not installed is named with the extra that brings it.
-
-        Raises:
-            MissingExtraError: an optional dependency is missing.
-        """
-        try:
-            return super().invoke(ctx)
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            raise MissingExtraError(f"This needs {error.name}, which is not installed. Run: pip install 'elmgrove[{extra}]'") from error
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
+    extras=_EXTRAS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "elmgrove-owner join elmgrove1-eyJ...",
