@@ -184,7 +184,7 @@ def test_trick_the_stock_tool_accepts_and_we_refuse(
         verify_bundle(raw, package.root, at=package.now)
 
 
-def test_expired_certificate_the_stock_tool_accepts_and_we_refuse(package: Package) -> None:
+def test_a_signature_by_a_certificate_that_has_expired_is_refused(package: Package) -> None:
     package.signature.write_bytes(sign_folder(package.folder, package.key, package.leaf))
     later = x509.load_der_x509_certificate(der(package.leaf)).not_valid_after_utc
     verify_bundle(package.signature.read_bytes(), package.root, at=later)
