@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import pydoc_data.topics
 import shutil
 import signal
 import subprocess
-import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +15,12 @@ import torch
 from common.formats.manifest import ExpertManifest
 from common.formats.strictjson import parse_document
 from common.modeling.loading import load_model
+from tests.support.domains import DOMAINS, write_domains
 from tests.support.programs import ROOT, command, free_ports, run, run_json, serving, start
 
-OWNERS = ("code", "heads")
+OWNERS = DOMAINS
 ANCHOR_TOKENS = 81_920
 EXPERT_STEPS = 16
-
-
-def write_domain(folder: Path, name: str, texts: list[str]) -> None:
-    """``NAME.train.jsonl.gz`` and ``NAME.valid.jsonl.gz``; every seventh text is held out."""
-    for part, chosen in (("train", [t for at, t in enumerate(texts) if at % 7]), ("valid", texts[::7])):
-        with gzip.open(folder / f"{name}.{part}.jsonl.gz", "wt", encoding="utf-8") as out:
-            out.writelines(json.dumps({"text": text}) + "\n" for text in chosen)
-
-
-def sources(folder: Path, pattern: str, limit: int) -> list[str]:
-    """Real files of the machine, up to ``limit`` characters in all."""
-    found: list[str] = []
-    for path in sorted(folder.glob(pattern)):
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        if len(text) > 400 and sum(map(len, found)) + len(text) < limit:
-            found.append(text)
-    return found
 
 
 @dataclass
@@ -75,11 +55,7 @@ class Federation:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder = tmp_path_factory.mktemp("federation")
     made = Federation(folder, folder / "consortium")
-    data = folder / "data"
-    data.mkdir()
-    write_domain(data, "public", list(pydoc_data.topics.topics.values()))
-    write_domain(data, "code", sources(Path(sysconfig.get_path("stdlib")) / "asyncio", "*.py", 600_000))
-    write_domain(data, "heads", sources(Path(sysconfig.get_path("include")), "**/*.h", 600_000))
+    write_domains(folder / "data")
     port = free_ports()
     run("coordinator", "init", made.home, "--name", "grove", "--host", "127.0.0.1", "--port", port)
     train = ("--data", made.data("public", "train"), "--preset", "nano", "--tokens", ANCHOR_TOKENS)
