@@ -22,7 +22,7 @@ from tests.bench.weights import MIB, OWNER, make_inputs
 
 
 def verify_vs_sha256() -> Result:
-    """``verify_package`` (signature, files, chunks, tensors, finite values) beside ``hashlib.sha256`` over the same files."""
+    """``verify_package`` (signature, every file and every tensor) beside ``hashlib.sha256`` over the same files."""
     with tempfile.TemporaryDirectory(prefix="elmgrove-bench-") as name:
         package = make_inputs(Path(name), experts=1)[1]
         root = _sign(package)
