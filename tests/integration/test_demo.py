@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.domains import DOMAINS, write_domains
 from tests.support.programs import ROOT, environment
 
@@ -27,7 +25,6 @@ def run_demo(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(not Path(sys.executable).with_name("elmgrove-owner").exists(), reason="the distribution is not installed here")
 def test_the_demo_runs_to_the_end_and_leaves_a_summary(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     write_domains(data, limit=150_000)
