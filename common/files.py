@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from common.errors import AlreadyExistsError, StorageError
+from common.errors import AlreadyExistsError, StorageError, UsageError
 
 __all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "scratch_folder", "storage_errors", "write_atomic"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextlib.contextmanager
@@ -27,6 +28,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
     Raises:
         StorageError: the disk is full, read-only, forbidden or failing. A missing input stays ``FileNotFoundError``.
+        UsageError: the path cannot be: a file is where a folder must be, or a name is too long.
     """
     try:
         yield
@@ -37,6 +39,8 @@ def storage_errors(what: str) -> Iterator[None]:
             raise StorageError(f"Not allowed to write {what}: {os.strerror(error.errno or 0)}.") from error
         if error.errno == errno.EIO:
             raise StorageError(f"The disk failed while writing {what} (input/output error).") from error
+        if error.errno in _IMPOSSIBLE:
+            raise UsageError(f"Cannot write {what[:200]}: {os.strerror(error.errno or 0).lower()}. Choose another place.") from error
         raise
 
 
@@ -148,10 +152,10 @@ class _AtomicFolder(AbstractContextManager[Path]):
         self._aside = target.parent / f".{target.name}.{secrets.token_hex(8)}.partial"
 
     def __enter__(self) -> Path:
-        if self._target.exists() or self._target.is_symlink():
-            raise AlreadyExistsError(f"{self._target} exists already; choose another name or remove it.")
         try:
             with storage_errors(str(self._target)):
+                if self._target.exists() or self._target.is_symlink():
+                    raise AlreadyExistsError(f"{self._target} exists already; choose another name or remove it.")
                 self._target.parent.mkdir(parents=True, exist_ok=True)
                 self._aside.mkdir()
             return self._aside

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from common.console import TerminalProgress, emit
+from common.errors import NotFoundError
 from common.files import write_atomic
 from coordinator.cli.options import examples, json_option, named_values, quiet_option
 
@@ -46,6 +47,9 @@ def command(
 
     Differences and confidence intervals are to the first model.
     """
+    for out in (report, json_out):
+        if out is not None and not out.absolute().parent.is_dir():
+            raise NotFoundError(f"There is no folder {out.parent} to write {out.name} into.")
     from coordinator.compute.evaluation import evaluate
     from coordinator.compute.report import to_html, to_json, to_table
 

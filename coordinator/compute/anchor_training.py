@@ -93,8 +93,9 @@ def train_anchor(
         InterruptedByUserError: Ctrl-C or SIGTERM; a checkpoint was written.
         StorageError: the disk is full or not writable.
     """
-    if out_dir.exists():
-        raise AlreadyExistsError(f"{out_dir} exists already; choose another name or remove it.")
+    with storage_errors(str(out_dir)):
+        if out_dir.exists():
+            raise AlreadyExistsError(f"{out_dir} exists already; choose another name or remove it.")
     chosen = named_preset(preset) if isinstance(preset, str) else preset
     if vocab_size is not None:
         chosen = replace(chosen, vocab_size=vocab_size)

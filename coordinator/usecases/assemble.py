@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import AlreadyExistsError, NotFoundError, UsageError, WithdrawnError
+from common.errors import NotFoundError, UsageError, WithdrawnError
 from common.formats.fields import format_time, utc_now
 from common.formats.manifest import MANIFEST_NAME, ExpertSlot, Manifest
 from common.formats.statements import ModelAssembled
@@ -66,8 +66,6 @@ def assemble_model(
         AlreadyExistsError: ``out`` exists.
         StorageError: the disk is full or not writable.
     """
-    if out.exists():
-        raise AlreadyExistsError(f"{out} exists already; choose another name or remove it.")
     state = coordinator.ledger.state()
     base = choose_anchor(state, anchor)
     chosen = choose_experts(state, base, include=include, exclude=exclude)

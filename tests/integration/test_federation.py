@@ -214,12 +214,15 @@ def test_an_interrupted_evaluation_leaves_no_report(federation: Federation, tmp_
         (["anchor", "train", "--data", "{folder}/empty.jsonl", "--out", "{folder}/never"], 12, "empty"),
         (["anchor", "publish", "{folder}/models/all", "--name", "other", "--home", "{home}"], 14, "Olmo2ForCausalLM"),
         (["assemble", "{folder}/models/all", "--home", "{home}"], 18, "exists"),
+        (["assemble", "{root}/never", "--home", "{home}"], 10, "Cannot write"),
+        (["anchor", "train", "--data", "{data}", "--out", "{root}/never"], 10, "Cannot write"),
+        (["evaluate", "{folder}/checkpoint", "--data", "x={data}", "--report", "{folder}/never/report.html"], 17, "no folder"),
         (["assemble", "{folder}/never", "--top-k", "9", "--home", "{home}"], 10, "9"),
     ],
 )
 def test_bad_requests_of_the_operator(federation: Federation, arguments: list[str], code: int, said: str) -> None:
     (federation.folder / "empty.jsonl").touch()
-    names = {"folder": federation.folder, "home": federation.home, "data": federation.data("code", "valid")}
+    names = {"folder": federation.folder, "home": federation.home, "data": federation.data("code", "valid"), "root": federation.root}
     done = run("coordinator", *(text.format(**names) for text in arguments), expect=code)
     assert said in done.stderr
     assert not (federation.folder / "never").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import AlreadyExistsError, StorageError
+from common.errors import AlreadyExistsError, StorageError, UsageError
 from common.files import atomic_folder, scratch_folder, storage_errors, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +93,11 @@ def test_a_scratch_folder_vanishes_however_the_block_ends(tmp_path: Path) -> Non
     with pytest.raises(StorageError), scratch_folder(tmp_path, ".work-"):
         raise OSError(errno.ENOSPC, "full")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deep/out", "x" * 300])
+def test_an_impossible_place_is_explained(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Cannot write"), atomic_folder(tmp_path / place):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
