@@ -37,6 +37,7 @@ _SETTING_OPTIONS = (
     click.option("--epochs", type=float, metavar="N", help="or for so many passes over your text."),
     click.option("--seq-len", type=int, metavar="TOKENS", help="Length of one sequence."),
     click.option("--batch-tokens", type=int, metavar="TOKENS", help="Tokens in one step."),
+    click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="Muon trains the expert's matrices, AdamW the rest."),
     click.option("--lr", type=float, metavar="RATE", help="Peak learning rate."),
     click.option("--seed", type=int, metavar="N", help="Seed of everything random."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Type to compute in."),

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from common.errors import DataError
 from common.files import atomic_folder, storage_errors
+from owner_client.training.optimizer import ExpertOptimizer
 
 __all__ = ["latest", "load_checkpoint", "save_checkpoint"]
 
 _NAME = re.compile(r"step-([0-9]{8})")
 _KEEP = 2
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -35,7 +35,7 @@ def latest(folder: Path) -> Path | None:
     return numbered[-1][1] if numbered else None
 
 
-def save_checkpoint(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: ExpertOptimizer) -> None:
     """Write the state after ``step`` steps and remove all but the newest two checkpoints.
 
     Raises:
@@ -45,10 +45,8 @@ def save_checkpoint(folder: Path, step: int, parameters: dict[str, nn.Parameter]
     if target.exists():
         return
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
-    for name, parameter in parameters.items():
-        tensors[f"param.{name}"] = parameter.detach().cpu().contiguous()
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().cpu().contiguous()
+    for name, value in _state(parameters, optimizer).items():
+        tensors[name] = value.cpu().contiguous()
     with storage_errors("a checkpoint"), atomic_folder(target) as aside:
         save_file(tensors, aside / "state.safetensors")
         (aside / "state.json").write_text(json.dumps({"schema": 1, "step": step}), encoding="utf-8")
@@ -56,7 +54,7 @@ def save_checkpoint(folder: Path, step: int, parameters: dict[str, nn.Parameter]
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: ExpertOptimizer) -> int:
     """Put the state in ``path`` into the parameters and the optimizer, bit for bit; returns the number of finished steps.
 
     Raises:
@@ -67,20 +65,18 @@ def load_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: 
         step = json.loads((path / "state.json").read_bytes())["step"]
         tensors = load_file(path / "state.safetensors")
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                value = tensors[f"param.{name}"]
-                if value.shape != parameter.shape or value.dtype != parameter.dtype:
+            for name, tensor in _state(parameters, optimizer).items():
+                value = tensors[name]
+                if value.shape != tensor.shape or value.dtype != tensor.dtype:
                     raise DataError(problem)
-                parameter.copy_(value)
-        _load_moments(tensors, parameters, optimizer)
+                tensor.copy_(value)
+        optimizer.restored(step)
         torch.set_rng_state(tensors["rng"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise DataError(problem) from error
     return int(step)
 
 
-def _load_moments(tensors: dict[str, Tensor], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    for name, parameter in parameters.items():
-        if f"exp_avg.{name}" in tensors:
-            # The fused optimizer wants its step count where the parameter is; elsewhere it lives on the CPU.
-            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
+def _state(parameters: dict[str, nn.Parameter], optimizer: ExpertOptimizer) -> dict[str, Tensor]:
+    """The live tensors of a run, by their names in a checkpoint."""
+    return {f"param.{name}": parameter.detach() for name, parameter in parameters.items()} | optimizer.state()

@@ -270,6 +270,7 @@ def _summary(settings: TrainSettings, steps: int, dtype: torch.dtype) -> dict[st
         "steps": steps,
         "batch_tokens": settings.batch_tokens,
         "sequence_length": settings.seq_len,
+        "optimizer": settings.optimizer,
         "learning_rate": f"{settings.lr:.3g}",
         "precision": str(dtype).removeprefix("torch."),
     }

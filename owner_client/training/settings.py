@@ -14,6 +14,7 @@ __all__ = ["RouterKind", "TrainSettings"]
 
 RouterKind = Literal["discriminant", "hidden-mean", "random"]
 _CHOICES = {
+    "optimizer": ("adamw", "muon"),
     "router": ("discriminant", "hidden-mean", "random"),
     "schedule": ("cosine", "constant"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -22,7 +23,7 @@ _CHOICES = {
 _POSITIVE = ("batch_tokens", "seq_len", "clip", "eval_tokens", "router_tokens", "checkpoint_every")
 _NOT_NEGATIVE = ("warmup", "weight_decay", "z_loss", "router_z_loss", "seed", "min_lr_ratio")
 _DEFAULT_EPOCHS = 2.0
-_LR, _LR_WIDTH = 5e-3, 128
+_LR, _LR_WIDTH = {"adamw": 5e-3, "muon": 1e-2}, 128
 _UNMEASURED = ("checkpoint_every", "compile")  # change nothing that a resumed run could notice
 
 
@@ -49,15 +50,20 @@ class TrainSettings:
     """Passes over the private tokens."""
     batch_tokens: int = 4096
     seq_len: int = 256
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon`` trains the expert's matrices by Muon and its rows by AdamW, both at ``lr``."""
     lr: float | None = None
-    """Peak learning rate; by default 5e-3 at a hidden size of 128, falling with its square root (9e-4, the paper's, at 4,096)."""
+    """Peak learning rate; by default 5e-3 (Muon: 1e-2) at a hidden size of 128, falling with its square root: 9e-4, the paper's, at 4,096."""
     min_lr_ratio: float = 0.1
     """Where the cosine ends, as a share of ``lr``."""
     warmup: int = 20
     """Steps of linear warm-up, at most a tenth of the run."""
     schedule: Literal["cosine", "constant"] = "cosine"
     beta1: float = 0.9
+    """Of AdamW, as is the next."""
     beta2: float = 0.95
+    momentum: float = 0.95
+    """Of Muon."""
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest norm of the gradient."""
@@ -94,8 +100,8 @@ class TrainSettings:
                 raise UsageError(f"{name} must be above 0.")
         if not 0 <= self.public_share < 1 or not 0 <= self.heldout < 1:
             raise UsageError("The public share and the held-out share must be at least 0 and below 1.")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise UsageError("The betas must be at least 0 and below 1.")
+        if not all(0 <= value < 1 for value in (self.beta1, self.beta2, self.momentum)):
+            raise UsageError("The betas and the momentum must be at least 0 and below 1.")
         if self.batch_tokens % self.seq_len:
             raise UsageError(f"A batch of {self.batch_tokens} tokens is not a whole number of sequences of {self.seq_len}.")
 
@@ -115,7 +121,7 @@ class TrainSettings:
 
     def for_width(self, hidden_size: int) -> TrainSettings:
         """These settings with the learning rate decided for a model of that width."""
-        return self if self.lr is not None else replace(self, lr=_LR * math.sqrt(_LR_WIDTH / hidden_size))
+        return self if self.lr is not None else replace(self, lr=_LR[self.optimizer] * math.sqrt(_LR_WIDTH / hidden_size))
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total``.

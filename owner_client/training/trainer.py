@@ -1,4 +1,4 @@
-"""The training loop of one expert pair: AdamW over the expert and its rows alone, checkpoints, resumption bit for bit."""
+"""The training loop of one expert pair: only the expert and its rows are updated, checkpoints, resumption bit for bit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from common.modeling.model import CausalLM
 from common.progress import ProgressSink
 from owner_client.data.mixing import MixedSequences
 from owner_client.training.checkpoints import latest, load_checkpoint, save_checkpoint
+from owner_client.training.optimizer import ExpertOptimizer
 from owner_client.training.settings import TrainSettings
 from owner_client.training.stopping import StopRequest, stop_requests
 
@@ -82,13 +83,7 @@ class Trainer:
         self._run_dir = run_dir
         self._progress = progress
         self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=settings.lr_at(0, total_steps),
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = ExpertOptimizer(self._parameters, settings)
         self._device = model.embed_tokens.weight.device
         if settings.compile:
             for block in model.layers:
@@ -145,8 +140,6 @@ class Trainer:
 
     def _step(self, step: int) -> tuple[float, float]:
         """One optimizer step; returns loss and gradient norm."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr_at(step, self._total)
         batch = self._sequences.batch(step, self._settings.batch_size)
         loss = self._model.loss(
             self._put(batch.tokens),
@@ -160,8 +153,7 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             raise NonFiniteError(f"The loss is no longer finite at step {step + 1}; run again with a smaller learning rate.")
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(self._settings.lr_at(step, self._total))
         return value, float(norm)
 
     def _put(self, array: object) -> Tensor:

@@ -211,6 +211,17 @@ def test_bf16_keeps_fp32_masters(anchor: Path, private: Path, tmp_path: Path) ->
     assert {value.dtype for name, value in load_file(newest).items() if name.startswith("param.")} == {torch.float32}
 
 
+def test_muon_learns_and_goes_on_bit_for_bit(anchor: Path, private: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(_SETTINGS, optimizer="muon", lr=4e-2, steps=20)
+    whole = _train(anchor, private, tmp_path / "whole", settings)
+    assert whole.perplexity["private"]["pair"].value < 0.6 * whole.perplexity["private"]["anchor"].value
+    shutil.copytree(tmp_path / "whole" / "run", tmp_path / "again" / "run")
+    checkpoints = sorted((tmp_path / "again" / "run" / "checkpoints").iterdir())
+    shutil.rmtree(checkpoints[-1])
+    assert {name.split(".")[0] for name in load_file(checkpoints[0] / "state.safetensors")} >= {"momentum", "exp_avg", "param"}
+    assert _same_package(_train(anchor, private, tmp_path / "again", settings).files, whole.files)
+
+
 def test_bad_input(anchor: Path, private: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     for bad, error in ((tmp_path / "empty.jsonl", DataError), (tmp_path / "absent.jsonl", DataError)):
