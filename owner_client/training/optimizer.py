@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.modeling.muon import muon_update
+from owner_client.training.distributed import matching, whole
 from owner_client.training.settings import TrainSettings
 
 __all__ = ["ExpertOptimizer"]
@@ -52,15 +53,18 @@ class ExpertOptimizer:
 
     @torch.no_grad()
     def _turn(self, names: list[str], lr: float) -> None:
-        """Muon's step with Nesterov momentum for matrices of one shape, taken together."""
+        """Muon's step with Nesterov momentum for matrices of one shape, taken together; sharded ones are gathered for it."""
         keep = self._settings.momentum
-        momenta = [self._momenta[name] for name in names]
-        gradients = [gradient for name in names if (gradient := self._parameters[name].grad) is not None]
-        torch._foreach_lerp_(momenta, gradients, 1 - keep)
-        ahead = torch.stack([gradient.lerp(momentum, keep) for gradient, momentum in zip(gradients, momenta, strict=True)])
-        update = muon_update(ahead, maps=_maps(names[0]))
+        ahead = []
+        for name in names:
+            gradient, momentum = self._parameters[name].grad, self._momenta[name]
+            if gradient is not None:
+                momentum.lerp_(gradient, 1 - keep)
+                ahead.append(whole(gradient.lerp(momentum, keep)))
+        update = muon_update(torch.stack(ahead), maps=_maps(names[0]))
         for name, change in zip(names, update, strict=True):
-            self._parameters[name].mul_(1 - lr * self._settings.weight_decay).add_(change, alpha=-lr)
+            parameter = self._parameters[name]
+            parameter.mul_(1 - lr * self._settings.weight_decay).add_(matching(change.contiguous(), parameter), alpha=-lr)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors, by name, that the next step depends on besides the parameters and the number of finished steps."""

@@ -115,8 +115,8 @@ settings = TrainSettings(**eval(sys.argv[5]))
 def progress(label, done, total, unit, figures=None):
     if label == "Training":
         print(done, flush=True)
-import owner_client.training.trainer as trainer
-trainer._REPORT_SECONDS = 0.0
+import owner_client.training.metrics as metrics
+metrics._REPORT_SECONDS = 0.0
 try:
     place = Path(sys.argv[4])
     train_expert(
