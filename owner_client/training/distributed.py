@@ -16,7 +16,7 @@ from common.errors import LostProcessError, MissingExtraError, UsageError
 from common.modeling.model import CausalLM
 from owner_client.training.launch import environment_world
 
-__all__ = ["World", "gather_trained", "joined", "local", "lost_processes", "matching", "shard", "whole"]
+__all__ = ["World", "gather_expert", "joined", "local", "lost_processes", "matching", "reshard", "shard", "whole"]
 
 _PATIENCE = timedelta(minutes=10)  # of a collective, before the other processes are given up
 _CUT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket Timeout", "recv() failed")
@@ -120,6 +120,15 @@ def shard(model: CausalLM, world: World) -> None:
         register_fsdp_forward_method(model, method)
 
 
+def reshard(model: nn.Module) -> None:
+    """Give up the gathered tensors that FSDP2 keeps after a forward pass without a backward pass."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that may be sharded."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -141,11 +150,15 @@ def matching(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather_trained(model: CausalLM, trained: Mapping[str, nn.Parameter], world: World) -> None:
-    """Put the whole trained tensors into the first process's ``model``, on the CPU, for writing; it computes no more afterwards."""
+def gather_expert(model: CausalLM, trained: Mapping[str, nn.Parameter], world: World) -> None:
+    """Put the whole trained tensors and the rows into the first process's ``model``, on the CPU, for writing.
+
+    The model computes no more afterwards.
+    """
     if world.size == 1:
         return
-    for name, parameter in trained.items():
+    rows = {name: parameter for name, parameter in model.named_parameters() if name.endswith(".row")}
+    for name, parameter in (rows | dict(trained)).items():
         full = whole(parameter.detach())
         if world.first:
             module_name, _, attribute = name.rpartition(".")

@@ -17,7 +17,7 @@ from common.modeling.model import CausalLM
 from common.progress import ProgressSink
 from owner_client.data.mixing import MixedSequences
 from owner_client.training.checkpoints import Checkpoints
-from owner_client.training.distributed import World, gather_trained, local
+from owner_client.training.distributed import World, gather_expert, local, reshard
 from owner_client.training.early_stopping import EarlyStopping
 from owner_client.training.hardware import peak_flops
 from owner_client.training.metrics import Cost, Metrics, StepFigures
@@ -117,6 +117,7 @@ class Trainer:
         if self._early.best_step:
             self._checkpoints.load_best()
         self._model.eval()
+        reshard(self._model)
         if frozen_digest(self._model) != before:
             raise VerificationError(
                 "A frozen tensor of the anchor changed during training; nothing was written. Check this machine's memory."
@@ -125,7 +126,7 @@ class Trainer:
 
     def gather(self) -> None:
         """Put the whole expert into the first process's model, which computes no more afterwards."""
-        gather_trained(self._model, self._parameters, self._world)
+        gather_expert(self._model, self._parameters, self._world)
 
     def _metrics(self, step: int) -> Metrics:
         dtype = self._model.embed_tokens.weight.dtype

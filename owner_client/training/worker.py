@@ -50,8 +50,11 @@ def main() -> int:
         told, code = {"error": error.code, "message": str(error)}, error.exit_code
     except KeyboardInterrupt:
         told, code = {"error": InterruptedByUserError.code, "message": "Stopped as you asked."}, InterruptedByUserError.exit_code
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(code)  # nobody is left to tell; Python would complain about the pipe once more on its way out
     return code
 
 
