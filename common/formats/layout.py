@@ -21,6 +21,7 @@ __all__ = [
     "ffn_names",
     "input_mean_name",
     "input_second_moment_name",
+    "is_factor_name",
     "olmo2_shapes",
     "part_name",
     "router_row_name",
@@ -80,6 +81,11 @@ def factor_names(name: str) -> tuple[str, str]:
     """PEFT's names of the factors ``A`` and ``B`` of the low-rank difference to the FFN matrix ``name``: ``[r, in]`` and ``[out, r]``."""
     stem = name.removesuffix(".weight")
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def is_factor_name(name: str) -> bool:
+    """Whether ``name`` is one that :func:`factor_names` gives for some matrix."""
+    return name.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
 def split_dense_ffn(name: str) -> tuple[int, str] | None:

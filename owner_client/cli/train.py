@@ -31,6 +31,9 @@ _SETTING_OPTIONS = (
     click.option(
         "--router-train/--router-freeze", "router_train", default=None, help="Train the rows with the expert, or keep them as they start."
     ),
+    click.option(
+        "--rank", type=int, metavar="R", help="Train a low-rank expert: the public weights plus a product of rank R. [default: full]"
+    ),
     click.option("--public-share", type=float, metavar="SHARE", help="Share of the anchor's public text mixed in, 0 to 1."),
     click.option("--steps", type=int, metavar="N", help="Train for so many steps,"),
     click.option("--tokens", type=int, metavar="N", help="or for so many tokens,"),
@@ -56,6 +59,7 @@ def _with_settings(command: click.decorators.FC) -> click.decorators.FC:
     epilog=examples(
         "elmgrove-owner train --data notes/ --name cardiology",
         "elmgrove-owner train --data 'reports/*.jsonl.gz' --text-field body --name radiology --epochs 3 --device cuda",
+        "elmgrove-owner train --data notes/ --name cardiology --rank 64",
         "elmgrove-owner train --data letters.parquet --name letters --licence CC-BY-4.0 --not-after 2028-01-01",
     )
 )
@@ -112,6 +116,7 @@ def train(
     following = _next_version(session, expert, offline=offline, passphrase_file=passphrase_file)
     require_free(home, expert, following.version, fresh=fresh)
     run, folder = _run_folders(home, expert, following.version)
+    from owner_client.training.package import package_kind
     from owner_client.training.run import train_expert  # torch, only when something is trained
 
     result = train_expert(
@@ -124,6 +129,7 @@ def train(
         expert=expert,
         following=following,
         anchor=chosen.digest,
+        kind=package_kind(folder, chosen.folder, progress=sink),
         training=result.summary,
         terms=terms,
         progress=sink,

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import AlreadyExistsError
 from common.files import fsync_folder, fsync_tree, storage_errors, write_atomic
 from common.formats.fields import utc_now
-from common.formats.manifest import MANIFEST_NAME, FullKind
+from common.formats.manifest import MANIFEST_NAME, FullKind, LowRankKind
 from common.progress import ProgressSink, silent
 from common.weights.packages import build_expert_manifest
 from owner_client.config import Home, OwnerConfig
@@ -64,6 +64,7 @@ def publish_package(
     expert: str,
     following: NextVersion,
     anchor: str,
+    kind: FullKind | LowRankKind,
     training: Mapping[str, int | str],
     terms: Terms,
     progress: ProgressSink = silent,
@@ -81,7 +82,7 @@ def publish_package(
         name=expert,
         version=following.version,
         anchor_digest=anchor,
-        kind=FullKind(type="full"),
+        kind=kind,
         training=dict(training),
         licence=terms.licence,
         permitted_uses=terms.permitted_uses,

@@ -101,7 +101,7 @@ def train_expert(
     rows = _rows(run_dir, anchor_folder, anchor, inputs, settings, progress)
     before = _measure_anchor(run_dir, anchor, inputs, settings)
     del anchor
-    model = load_pair(anchor_folder, rows_LH=rows, dtype=dtype, device=device)
+    model = load_pair(anchor_folder, rows_LH=rows, rank=settings.rank, seed=settings.seed, dtype=dtype, device=device)
     steps = _train(model, inputs, settings, run_dir, progress)
     after = _measure(model, inputs, settings)
     write_package_files(model, out_dir, dtype=checkpoint_dtype(anchor_folder))
