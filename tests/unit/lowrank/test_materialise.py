@@ -250,6 +250,17 @@ def test_progress_hears_of_every_byte_and_an_interruption_leaves_no_file(tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_at_an_eighth_of_the_width_a_package_is_five_times_smaller(tmp_path: Path, dtype: str) -> None:
+    """Everything that is uploaded counts, the manifest with its table of digests too."""
+    shape = replace(TinyShape(), hidden=64, inner=256, dtype=dtype)
+    anchor = make_anchor(tmp_path / "anchor", shape)
+    make_expert(tmp_path / "full", anchor, "law", shape)
+    make_low_rank(tmp_path / "low", anchor, "law", shape, rank=64 // 8)
+    full, low = (sum(path.stat().st_size for path in (tmp_path / name).iterdir()) for name in ("full", "low"))
+    assert full / low >= (5 if dtype == "F32" else 4.5)  # of 6.4 by the numbers alone: at 16 KiB a matrix the tables weigh
+
+
 def test_memory_is_bounded_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = replace(TinyShape(), hidden=64, inner=4096, layers=2, vocab=8)
     anchor = make_anchor(tmp_path / "anchor", shape)
