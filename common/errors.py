@@ -316,6 +316,14 @@ class WithdrawnError(AdmissionError):
     public = "The expert is no longer in force."
 
 
+class MaterialisationError(AdmissionError):
+    """A low-rank expert's factors do not give the matrices that its owner signed."""
+
+    exit_code = 58
+    code = "materialisation"
+    public = "The expert's factors do not give the tensors that its manifest says."
+
+
 # --- 60-79: verification ----------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from common.weights.digests import read_small
 from common.weights.packages import SignedModel, read_bundle, verify_model_documents
 from common.weights.plan import ANCHOR_FILE, ROUTER_FILE
 from common.weights.sources import read_manifest
-from common.weights.template import CONFIG_NAME
+from common.weights.template import CONFIG_NAME, check_template
 
 __all__ = ["audit_model"]
 
@@ -125,6 +125,7 @@ def _parts(audited: AuditedLog, manifest: ModelManifest) -> tuple[Parts, tuple[E
             raise NotLoggedError(f"The log never accepted expert {slot.name} version {slot.version} of {slot.owner} with this manifest.")
         if found.manifest.anchor != manifest.anchor:
             raise ModelMismatchError(f"Expert {slot.name} is for another anchor than the model's.")
+        check_template(found.manifest, anchor.manifest)
         experts.append(found)
     pairs = tuple((slot, expert.manifest) for slot, expert in zip(manifest.experts, experts, strict=True))
     return Parts(anchor.manifest, operator_uri(state.consortium), pairs), tuple(experts)

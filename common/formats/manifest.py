@@ -21,6 +21,7 @@ __all__ = [
     "FullKind",
     "LowRankKind",
     "Manifest",
+    "MaterialisedTensor",
     "ModelManifest",
     "TensorEntry",
 ]
@@ -115,11 +116,26 @@ class FullKind(Document):
     type: Literal["full"]
 
 
+class MaterialisedTensor(Document):
+    """The digest of one FFN matrix of a low-rank expert once it is materialised (``docs/formats.md``, section 5.1)."""
+
+    name: TensorName
+    sha256: Digest
+
+
 class LowRankKind(Document):
-    """Every FFN matrix is the anchor's plus ``B A`` of this rank."""
+    """Every FFN matrix is the anchor's plus ``B A`` of this rank; ``materialised`` says what that gives, bit for bit."""
 
     type: Literal["low_rank"]
     rank: Positive
+    materialised: Annotated[tuple[MaterialisedTensor, ...], Field(min_length=1, max_length=MAX_TENSORS)]
+
+    @model_validator(mode="after")
+    def _table_is_sorted(self) -> Self:
+        names = [entry.name for entry in self.materialised]
+        if names != sorted(set(names)):
+            raise ValueError("the materialised tensors are not in ascending order of distinct names")
+        return self
 
 
 class ExpertManifest(Manifest):

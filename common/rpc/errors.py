@@ -79,6 +79,7 @@ WIRE_ERRORS: Final[Mapping[type[ElmgroveError], WireError]] = {
     errors.QuotaError: WireError(_S.RESOURCE_EXHAUSTED, detail=True),
     errors.IncompleteUploadError: WireError(_S.FAILED_PRECONDITION, detail=True),
     errors.WithdrawnError: WireError(_S.FAILED_PRECONDITION, detail=True),
+    errors.MaterialisationError: WireError(_S.INVALID_ARGUMENT, detail=True),
     errors.VerificationError: WireError(_S.INVALID_ARGUMENT, detail=True),
     errors.SignatureError: WireError(_S.INVALID_ARGUMENT, detail=True),
     errors.CertificateError: WireError(_S.PERMISSION_DENIED, detail=True),

@@ -41,7 +41,7 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "google": "coordinator",
     "sqlalchemy": "coordinator",
     "torch": "train",
-    "numpy": "train",
+    "numpy": "coordinator",
     "safetensors": "train",
     "tokenizers": "train",
 }

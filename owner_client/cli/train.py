@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from common.console import TerminalProgress, emit, emit_json, format_bytes, table
-from common.errors import KeyStoreError, UnavailableError, UsageError
+from common.errors import UsageError
 from common.formats.fields import check_name, parse_time, utc_now
 from owner_client.cli.options import (
     GroupedCommand,
@@ -20,18 +20,15 @@ from owner_client.cli.options import (
     examples,
     home_option,
     json_option,
-    notice,
     passphrase_option,
     quiet_option,
 )
+from owner_client.cli.versions import ask_next_version
 from owner_client.config import Home
 from owner_client.daemon.anchors import find_anchor, local_anchors, verify_local_anchor
 from owner_client.daemon.outbox import Terms, publish_package, require_free
 from owner_client.daemon.review import Review
-from owner_client.daemon.session import Session, open_session
-from owner_client.daemon.status import withdrawn_experts
-from owner_client.daemon.versions import LoggedVersion, NextVersion, logged_versions, next_version
-from owner_client.keys.passphrase import find_passphrase
+from owner_client.daemon.session import open_session
 from owner_client.training.launch import environment_world
 from owner_client.training.settings import TrainSettings
 
@@ -58,6 +55,7 @@ _SETTING_OPTIONS = (
         metavar="TOKENS",
         help="Tokens that one process computes at once; a step is the sum of several. [default: what the device takes]",
     ),
+    _setting(_LENGTH, "--rank", type=int, metavar="R", help="Train a low-rank expert: public weights plus a product of rank R."),
     _setting(_LENGTH, "--seed", type=int, metavar="N", help="Seed of everything random."),
     _setting(_RATE, "--lr", type=float, metavar="RATE", help="Peak learning rate. [default: by the optimizer and the anchor's width]"),
     _setting(_RATE, "--schedule", type=click.Choice(["cosine", "constant"]), help="How the learning rate goes on after the warm-up."),
@@ -104,6 +102,7 @@ def _with_settings(command: click.decorators.FC) -> click.decorators.FC:
         "elmgrove-owner train --data 'reports/*.jsonl.gz' --text-field body --name radiology --epochs 3 --device cuda",
         "elmgrove-owner train --data notes/ --name cardiology --nproc 8 --eval-every 200 --patience 5",
         "torchrun --nproc-per-node 8 --no-python elmgrove-owner train --data notes/ --name cardiology",
+        "elmgrove-owner train --data notes/ --name cardiology --rank 64",
         "elmgrove-owner train --data letters.parquet --name letters --licence CC-BY-4.0 --not-after 2028-01-01",
     ),
 )
@@ -173,9 +172,10 @@ def train(
     chosen = find_anchor(local_anchors(home, session.config.pinned.log_key), anchor)
     sink = TerminalProgress(quiet=quiet or as_json)
     verify_local_anchor(session, chosen, sink)
-    following = _next_version(session, expert, offline=offline, passphrase_file=passphrase_file)
+    following = ask_next_version(session, expert, offline=offline, passphrase_file=passphrase_file)
     require_free(home, expert, following.version, fresh=fresh)
     run, folder = _run_folders(home, expert, following.version)
+    from owner_client.training.package import package_kind
     from owner_client.training.run import train_expert  # torch, only when something is trained
 
     result = train_expert(
@@ -197,6 +197,7 @@ def train(
         expert=expert,
         following=following,
         anchor=chosen.digest,
+        kind=package_kind(folder, chosen.folder, progress=sink),
         training=result.summary,
         terms=terms,
         progress=sink,
@@ -220,23 +221,6 @@ def _not_after(text: str | None) -> datetime | None:
     if moment <= utc_now() + timedelta(minutes=1):
         raise UsageError(f"--not-after {text} is not in the future.")
     return moment
-
-
-def _next_version(session: Session, expert: str, *, offline: bool, passphrase_file: Path | None) -> NextVersion:
-    """From our receipts and, if it answers, the coordinator; the connection is closed before any private file is opened."""
-    home = session.home
-    known = list(logged_versions(home, session.config, session.root))
-    withdrawn = set(withdrawn_experts(home))
-    if not offline:
-        try:
-            with session.connect(find_passphrase(passphrase_file)) as coordinator:
-                remote = coordinator.status()
-        except (KeyStoreError, UnavailableError) as error:
-            notice(f"The next version is taken from the receipts in this home, because the coordinator could not be asked: {error}")
-        else:
-            known += [LoggedVersion(item.name, item.version, item.manifest, item.index) for item in remote.experts]
-            withdrawn |= {item.name for item in remote.experts if item.status == "withdrawn"}
-    return next_version(expert, known, withdrawn)
 
 
 def _report(review: Review, perplexity: Mapping[str, Mapping[str, float]], cost: Mapping[str, float] | None, *, as_json: bool) -> None:

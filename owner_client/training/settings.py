@@ -35,6 +35,8 @@ class TrainSettings:
         UsageError: a value out of its range.
     """
 
+    rank: int | None = None
+    """Train a low-rank expert: the public FFN plus a product of two factors of this rank. None trains every weight of a full one."""
     router: RouterKind = "discriminant"
     """How the row of every layer starts."""
     router_train: bool = True
@@ -105,7 +107,7 @@ class TrainSettings:
             raise UsageError("lr must be a number above 0.")
         if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) > 1:
             raise UsageError("Give only one of steps, tokens and epochs.")
-        for name in ("steps", "tokens", "epochs"):
+        for name in ("steps", "tokens", "epochs", "rank"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be above 0.")
@@ -138,7 +140,13 @@ class TrainSettings:
         return max(1, math.ceil(epochs * private_tokens / ((1 - self.public_share) * self.batch_tokens)))
 
     def for_width(self, hidden_size: int) -> TrainSettings:
-        """These settings with the learning rate decided for a model of that width."""
+        """These settings with the learning rate decided for a model of that width.
+
+        Raises:
+            UsageError: the rank is more than the width.
+        """
+        if self.rank is not None and self.rank > hidden_size:
+            raise UsageError(f"The rank is {self.rank}; matrices of the anchor are of rank {hidden_size} at most.")
         return self if self.lr is not None else replace(self, lr=_LR[self.optimizer] * math.sqrt(_LR_WIDTH / hidden_size))
 
     def lr_at(self, step: int, total: int) -> float:
