@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, field_validator, model_serializer, model_validator
 
 from common.formats.fields import Digest, FileName, IdentityUri, Name, TensorName, Text, Timestamp
 from common.formats.limits import CHUNK_BYTES, MAX_FILES, MAX_TENSORS
@@ -174,13 +174,17 @@ class ExpertSlot(Document):
 
 
 class ModelManifest(Manifest):
-    """``manifest.json`` of an assembled model. It holds no time and no log position: the same inputs give the same bytes."""
+    """``manifest.json`` of an assembled model. It holds no time and no log position: the same inputs give the same bytes.
+
+    ``tuned_from`` is the digest of the assembled model whose router rows were tuned; the field is absent when they are the owners'.
+    """
 
     schema_: Literal["elmgrove.model/v1"] = Field(alias="schema")
     anchor: Digest
     experts: Annotated[tuple[ExpertSlot, ...], Field(max_length=4096)]
     top_k: Annotated[int, Field(ge=1, le=4097)]
     licence: Text
+    tuned_from: Digest | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
@@ -193,3 +197,17 @@ class ModelManifest(Manifest):
         if self.top_k > len(self.experts) + 1:
             raise ValueError("top_k exceeds the number of experts")
         return self
+
+    @field_validator("tuned_from")
+    @classmethod
+    def _untuned_is_said_by_absence(cls, value: str | None) -> str:
+        if value is None:
+            raise ValueError("leave the field out of a model that was not tuned")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_field(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = encode(self)
+        if self.tuned_from is None:
+            del fields["tuned_from"]
+        return fields

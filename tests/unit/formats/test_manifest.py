@@ -183,6 +183,17 @@ def test_model_of_the_anchor_alone_is_good() -> None:
     parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"experts": [], "top_k": 1}).encode())
 
 
+def test_a_tuned_model_says_what_it_was_made_from_and_any_other_leaves_the_field_out() -> None:
+    tuned = parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"tuned_from": "7" * 64}).encode())
+    assert tuned.tuned_from == "7" * 64
+    assert parse_document(ModelManifest, canonical_bytes(tuned)) == tuned
+    untuned = parse_document(ModelManifest, json.dumps(GOOD[ModelManifest]).encode())
+    assert untuned.tuned_from is None
+    assert b"tuned_from" not in canonical_bytes(untuned)
+    with pytest.raises(FormatError, match="leave the field out"):
+        parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"tuned_from": None}).encode())
+
+
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(found for key, each in inner for found in _paths(each, (*path, key)))]
