@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from common.modeling.loading import load_model
 from common.modeling.model import CausalLM
@@ -21,8 +22,8 @@ from tests.bench.experiment.store import Desk, Task
 __all__ = ["PREFIX", "Evaluations"]
 
 Part = Literal["tune", "valid"]
-Losses = dict[str, NDArray[np.floating]]
-LOSSES_FILE = "losses.npz"
+Losses = Mapping[str, NDArray[np.floating]]
+LOSSES_FILE = "losses.safetensors"
 PREFIX = 64
 """Tokens by which prompt routing and the weighted soup choose."""
 SHORT_PREFIX = 32
@@ -54,18 +55,17 @@ class Evaluations:
 
     def _identity(self, part: Part, **more: Any) -> dict[str, Any]:
         tokens = self.sizes.eval_tokens if part == "valid" else self.sizes.tune_tokens
-        return {"part": part, "tokens": tokens, "seq_len": self.sizes.seq_len, "corpus": self.corpus.digest, **more}
+        return {"part": part, "tokens": tokens, "seq_len": self.sizes.seq_len, "corpus": self.corpus.digest, "file": LOSSES_FILE, **more}
 
     def _finish(self, desk: Desk, part: Part, losses: Losses, **more: Any) -> Mapping[str, Any]:
-        # Losses of single tokens in half precision are good to a thousandth; the figures are made before.
-        np.savez(desk.out / LOSSES_FILE, **{name: values.astype(np.float32) for name, values in losses.items()})
+        save_file({name: np.ascontiguousarray(values, dtype=np.float32) for name, values in losses.items()}, desk.out / LOSSES_FILE)
         scores = {name: Score.of(values, self.texts(part)[name]) for name, values in losses.items()}
         return {"scores": {name: {"nats": score.nats, "bits_per_byte": score.bits_per_byte} for name, score in scores.items()}, **more}
 
     def losses(self, task: Task) -> Losses:
         """Per domain, of a finished evaluation."""
-        with np.load(self.store.path(task) / LOSSES_FILE) as held:
-            return {name: held[name] for name in self.corpus.names}
+        held = load_file(self.store.path(task) / LOSSES_FILE)
+        return {name: held[name] for name in self.corpus.names}
 
     def stacked(self, tasks: Sequence[Task]) -> Losses:
         """Per domain ``[N, T]``, of several finished evaluations."""
@@ -148,7 +148,7 @@ class Evaluations:
 
         def make(desk: Desk) -> Mapping[str, Any]:
             temperature = btm.best_temperature(self.stacked(tuning), self.texts("tune"), top_k=top_k)
-            losses: Losses = {}
+            losses: dict[str, NDArray[np.floating]] = {}
             for name, stack in self.stacked(valid).items():
                 text = self.texts("valid")[name]
                 if prefix is None:
@@ -188,7 +188,7 @@ class Evaluations:
                 pieces = [_first_windows(texts[name], stacks[name], _SOUP_TUNING_WINDOWS) for name in texts]
                 mean[temperature] = float(np.mean([score(*piece, temperature).mean() for piece in pieces]))
             best = min(mean, key=lambda temperature: mean[temperature])
-            losses: Losses = {}
+            losses: dict[str, NDArray[np.floating]] = {}
             for done, (name, stack) in enumerate(self.stacked(valid).items()):
                 desk.progress("Scoring weighted soups", done, len(self.corpus.names), "domains")
                 losses[name] = score(self.texts("valid")[name], stack, best)

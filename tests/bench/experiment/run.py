@@ -28,14 +28,13 @@ from tests.bench.experiment.store import Store, Task, estimate, run_tasks
 from tests.bench.experiment.sweep import sweep
 from tests.bench.experiment.table import write_results
 
-_OURS = ("ours", "opt-out", "ablation")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment; gives the exit status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
     try:
-        return _run(options)
+        return _run(options, given)
     except InterruptedByUserError as error:
         emit(f"experiment: {error}", error=True)
         return error.exit_code
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     sizes = PRESETS[options.preset]
     store = Store(options.out.resolve())
@@ -73,15 +72,16 @@ def _run(options: argparse.Namespace) -> int:
     if options.stage == "sweep":
         sweep(Artefacts(store, corpus, sizes, seeds[0]), progress=TerminalProgress())
         return 0
-    rows = {seed: _chosen(all_rows(Artefacts(store, corpus, sizes, seed)), options, seed) for seed in seeds}
-    tasks = _in_turns(rows)
+    every = {seed: all_rows(Artefacts(store, corpus, sizes, seed)) for seed in seeds}
+    chosen = {seed: _chosen(rows, options, seed) for seed, rows in every.items()}
+    tasks = _in_turns(chosen)
     if options.list:
-        _list(store, rows, tasks, options.jobs)
+        _list(store, chosen, tasks, options.jobs)
         return 0
     if options.stage != "table":
-        _make(store, tasks, options)
+        _make(store, tasks, options, given)
     if not options.worker:
-        write_results(store, corpus, sizes, rows, command=_command(options))
+        write_results(store, corpus, sizes, every, command=_command(options))
     return 0
 
 
@@ -93,7 +93,7 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def _chosen(rows: Sequence[Row], options: argparse.Namespace, seed: int) -> list[Row]:
-    """The rows that the options ask for; the table shows all that are there."""
+    """The rows that the options ask for; the table shows all that are finished."""
     kept = [row for row in rows if row.group != "ablation" or seed in _numbers(options.ablations)]
     if options.stage in ("baselines", "ours"):
         ours = options.stage == "ours"
@@ -106,8 +106,9 @@ def _chosen(rows: Sequence[Row], options: argparse.Namespace, seed: int) -> list
 
 
 def _in_turns(rows: dict[int, list[Row]]) -> list[Task]:
-    """Group by group and seed by seed, so that a first table is there early."""
-    return [row.task for group in GROUPS for seed in rows for row in rows[seed] if row.group == group]
+    """Seed by seed and within it group by group, so that a first table is there early; ablations last."""
+    seeded = [row.task for seed in rows for group in GROUPS if group != "ablation" for row in rows[seed] if row.group == group]
+    return seeded + [row.task for those in rows.values() for row in those if row.group == "ablation"]
 
 
 def _list(store: Store, rows: dict[int, list[Row]], tasks: Sequence[Task], jobs: int) -> None:
@@ -117,13 +118,13 @@ def _list(store: Store, rows: dict[int, list[Row]], tasks: Sequence[Task], jobs:
     emit(f"about {format_seconds(estimate(store, tasks) / jobs)} left with {jobs} processes")
 
 
-def _make(store: Store, tasks: Sequence[Task], options: argparse.Namespace) -> None:
+def _make(store: Store, tasks: Sequence[Task], options: argparse.Namespace, given: Sequence[str]) -> None:
     if options.jobs <= 1 or options.worker:
-        run_tasks(store, tasks, progress=TerminalProgress(quiet=options.worker), workers=options.jobs)
+        run_tasks(store, tasks, progress=TerminalProgress(), workers=options.jobs)
         return
     emit(f"About {format_seconds(estimate(store, tasks) / options.jobs)} with {options.jobs} processes.", error=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker"]
+    command = [sys.executable, __file__, *given, "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
     try:
         _wait(workers)

@@ -198,4 +198,4 @@ def estimate(store: Store, tasks: Sequence[Task]) -> float:
     return sum(task.cost * paces.get(task.kind, pace) for task in order if not store.done(task))
 
 
-_USUAL_PACE = 4e10  # FLOP/s of one core in fp32 at the experiment's sizes, until something was measured
+_USUAL_PACE = 3e10  # FLOP/s of one core in fp32 at the experiment's sizes, until something was measured

@@ -6,12 +6,14 @@ import json
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common.console import emit
 from common.files import write_atomic
+from tests.bench.experiment import recipes
+from tests.bench.experiment.artefacts import Artefacts
 from tests.bench.experiment.data import PUBLIC, Corpus
 from tests.bench.experiment.presets import Sizes
 from tests.bench.experiment.rows import Row
@@ -30,6 +32,9 @@ def write_results(store: Store, corpus: Corpus, sizes: Sizes, rows: Mapping[int,
         "commit": _commit(),
         "preset": sizes.name,
         "domains": list(corpus.domains),
+        "sizes": asdict(sizes),
+        "expert_settings": {seed: asdict(Artefacts(store, corpus, sizes, seed).settings({})) for seed in rows},
+        "recipes": {name: asdict(getattr(recipes, name)) for name in ("DENSE", "MIXTURE", "BTX_ROUTER", "BTX_ALL")},
         "rows": [
             _entry(store, row, seed) for seed, those in rows.items() for row in those if store.done(row.task)
         ],
@@ -172,7 +177,7 @@ def _cells(name: str, domains: Sequence[str], seeds: Mapping[int, _Seed], full: 
 
     entry = there[0].rows[name]
     return [
-        *(over(lambda those, domain=domain: those.nats(name, domain)) for domain in domains),
+        *(_spread([those.nats(name, domain) for those in there], ".3f") for domain in domains),
         over(lambda those: those.mean(name)),
         over(lambda those: those.bits(name)),
         over(lambda those: those.mean_gap(name), ".1%", whole),

@@ -115,7 +115,7 @@ def continue_training(
             batch = make_batch([sequences.window(number) for number in range(step * batch_size, (step + 1) * batch_size)])
             segments = None if batch.segments is None else torch.from_numpy(batch.segments)
             loss, auxiliary = _loss(model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), segments)
-            (loss + recipe.balance * auxiliary).backward()
+            torch.autograd.backward(loss + recipe.balance * auxiliary)
             _fill_gradients(model)
             optimizer.step(recipe.share_at(step, steps))
             step += 1

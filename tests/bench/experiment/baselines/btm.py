@@ -6,6 +6,8 @@ the models'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +60,7 @@ def route_by_prefix(losses_NT: Losses, text: ScoredText, *, prefix: int) -> NDAr
     return np.concatenate([window[int(window[:, :prefix].sum(1).argmin())].astype(np.float64) for window in windows])
 
 
-def best_temperature(losses: dict[str, Losses], texts: dict[str, ScoredText], *, top_k: int) -> float:
+def best_temperature(losses: Mapping[str, Losses], texts: Mapping[str, ScoredText], *, top_k: int) -> float:
     """The temperature with the lowest loss per token, averaged over held-out texts."""
 
     def mean_loss(temperature: float) -> float:

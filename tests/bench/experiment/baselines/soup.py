@@ -39,7 +39,8 @@ def prefix_weights(losses_NT: NDArray[np.floating], text: ScoredText, *, prefix:
     logits = -sums / temperature
     logits -= logits.max(-1, keepdims=True)
     weights: NDArray[np.float64] = np.exp(logits)
-    return weights / weights.sum(-1, keepdims=True)
+    weights /= weights.sum(-1, keepdims=True)
+    return weights
 
 
 @torch.inference_mode()
