@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -27,6 +27,8 @@ from tests.bench.experiment.rows import GROUPS, Row, all_rows
 from tests.bench.experiment.store import Store, Task, estimate, run_tasks
 from tests.bench.experiment.sweep import sweep
 from tests.bench.experiment.table import write_results
+
+_LINE_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,6 +87,20 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     return 0
 
 
+class _Calm:
+    """A ``ProgressSink`` of one line a minute, for runs of hours and several processes at one terminal."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, str] | None = None) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _LINE_SECONDS and done < total:
+            self._shown = now
+            shown = "".join(f", {name} {text}" for name, text in (figures or {}).items())
+            emit(f"    {label}: {done:,} of {total:,} {unit}{shown}", error=True)
+
+
 def _numbers(text: str | None) -> list[int]:
     try:
         return [int(part) for part in (text or "").split(",") if part]
@@ -120,7 +136,7 @@ def _list(store: Store, rows: dict[int, list[Row]], tasks: Sequence[Task], jobs:
 
 def _make(store: Store, tasks: Sequence[Task], options: argparse.Namespace, given: Sequence[str]) -> None:
     if options.jobs <= 1 or options.worker:
-        run_tasks(store, tasks, progress=TerminalProgress(), workers=options.jobs)
+        run_tasks(store, tasks, progress=_Calm(), workers=options.jobs)
         return
     emit(f"About {format_seconds(estimate(store, tasks) / options.jobs)} with {options.jobs} processes.", error=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
