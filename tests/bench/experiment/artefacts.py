@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.formats.layout import PUBLIC_SAMPLE_NAME
 from common.modeling.config import ModelConfig
@@ -37,10 +36,17 @@ from tests.bench.experiment.store import Desk, Store, Task
 from tests.bench.experiment.training import Blend, Recipe, continue_training
 from tests.support.tiny_manifests import anchor_manifest, expert_manifest
 
-__all__ = ["Artefacts", "assembled"]
+__all__ = ["MIXTURE_FILE", "ROWS_FILE", "Artefacts", "assemble", "supports"]
 
 MIXTURE_FILE = "mixture.safetensors"
-_UNMEASURED = ("eval_tokens", "checkpoint_every", "compile", "device")  # of an expert's settings: they change nothing in the package
+ROWS_FILE = "rows.safetensors"
+_UNMEASURED = (
+    "eval_tokens",
+    "checkpoint_every",
+    "compile",
+    "device",
+    "micro_tokens",
+)  # of an expert's settings: they change nothing in the package
 
 
 class Artefacts:
@@ -112,6 +118,10 @@ class Artefacts:
     def anchor_folder(self) -> Path:
         """Where it is."""
         return self.store.path(self.anchor)
+
+    def anchor_digest(self) -> str:
+        """Of its manifest: what packages and lists name it by."""
+        return hashlib.sha256(read_manifest(self.anchor_folder())).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
         """The anchor's, and so everyone's."""
@@ -247,7 +257,7 @@ class Artefacts:
                 )
             for path in package.iterdir():
                 (desk.out / path.name).write_bytes(path.read_bytes())
-            expert_manifest(desk.out, hashlib.sha256(read_manifest(self.anchor_folder())).hexdigest(), name=name)
+            expert_manifest(desk.out, self.anchor_digest(), name=name)
             return {}
 
         kept = {key: value for key, value in asdict(settings).items() if key not in _UNMEASURED}
@@ -285,9 +295,10 @@ def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
         yield text
 
 
-def assembled(anchor: Path, packages: Sequence[Path], scratch: Path, *, top_k: int) -> CausalLM:
-    """The mixture that the coordinator assembles of these packages; ``scratch`` must not exist and is left to the caller."""
+def assemble(anchor: Path, packages: Sequence[Path], out: Path, *, top_k: int) -> Path:
+    """The folder that the coordinator assembles of these packages; what was at ``out`` is replaced."""
+    shutil.rmtree(out, ignore_errors=True)
     experts = [expert_source(read_manifest(package), package) for package in packages]
     plan = plan_assembly(anchor_source(read_manifest(anchor), anchor), experts, top_k, "")
-    write_assembly(plan, scratch)
-    return load_model(scratch, dtype=torch.float32)
+    write_assembly(plan, out)
+    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 
 from common.modeling.loading import load_model
 from common.modeling.model import CausalLM
-from tests.bench.experiment.artefacts import Artefacts, assembled
+from tests.bench.experiment.artefacts import ROWS_FILE, Artefacts, assemble
 from tests.bench.experiment.baselines import btm
 from tests.bench.experiment.baselines.soup import Ingredients, prefix_weights, score_weighted_soup
 from tests.bench.experiment.scoring import Score, ScoredText, choose_text, score_text
@@ -128,14 +128,17 @@ class Evaluations:
         self, title: str, pairs: Sequence[Task], *, top_k: int, allowed: Sequence[bool] | None = None, rows: Task | None = None
     ) -> Task:
         """Of an assembled mixture, with experts left out, or with tuned rows."""
+        active = min(top_k, len(pairs) + 1)
 
         def load(desk: Desk) -> CausalLM:
-            folder = desk.work / "assembled"
-            shutil.rmtree(folder, ignore_errors=True)
             packages = [self.store.path(pair) for pair in pairs]
-            return assembled(self.artefacts.anchor_folder(), packages, folder, top_k=min(top_k, len(pairs) + 1))
+            model = load_model(assemble(self.artefacts.anchor_folder(), packages, desk.work / "assembled", top_k=active))
+            if rows is not None:
+                _set_rows(model, self.store.path(rows) / ROWS_FILE)
+            return model
 
-        return self._model(title, [*pairs], load, active=min(top_k, len(pairs) + 1), allowed=allowed, stage="ours", top_k=top_k)
+        needs = [*pairs, *([] if rows is None else [rows])]
+        return self._model(title, needs, load, active=active, allowed=allowed, stage="ours", top_k=top_k)
 
     # --- mixed from the losses of dense models ------------------------------------------------------------------------
 
@@ -198,6 +201,12 @@ class Evaluations:
         needs = [*models.values(), *tuning, *valid]
         # Making a window's soup costs about as much as reading it.
         return Task("scores", f"scores of weighted soup, seed {self.artefacts.seed}", identity, make, needs, self._cost(4.0))
+
+
+def _set_rows(model: CausalLM, path: Path) -> None:
+    """Give a mixture other router rows, ``[L, N, H]``."""
+    for block, rows in zip(model.layers, load_torch_file(path)["rows"], strict=True):
+        block.mlp.rows.copy_(rows)
 
 
 def _first_windows(text: ScoredText, stack: NDArray[np.floating], count: int) -> tuple[ScoredText, NDArray[np.floating]]:

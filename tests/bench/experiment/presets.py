@@ -17,6 +17,8 @@ class Sizes:
     anchor: Preset
     pair_tokens: int
     """Tokens that each owner trains its expert pair on, public ones included."""
+    proxies: int
+    """Public documents that every owner names for router tuning."""
     tuning_tokens: int
     """Tokens of every joint step after training: of the router, or of BTX's whole mixture."""
     eval_tokens: int
@@ -69,6 +71,7 @@ PRESETS = {
         name="smoke",
         anchor=_anchor("smoke", 32, 64, 2, 512, replace(_TRAINING, tokens=16_384, seq_len=64, batch_tokens=1024)),
         pair_tokens=8192,
+        proxies=4,
         tuning_tokens=4096,
         eval_tokens=800,
         tune_tokens=400,
@@ -80,6 +83,7 @@ PRESETS = {
         name="small",
         anchor=_anchor("small", 128, 512, 4, 4096, _TRAINING),
         pair_tokens=262_144,
+        proxies=100,
         tuning_tokens=131_072,
         eval_tokens=20_000,
         tune_tokens=4_000,
@@ -89,6 +93,7 @@ PRESETS = {
         name="full",
         anchor=_anchor("full", 256, 1024, 6, 8192, replace(_TRAINING, tokens=33_554_432, seq_len=512, batch_tokens=4096)),
         pair_tokens=2_097_152,
+        proxies=500,
         tuning_tokens=1_048_576,
         eval_tokens=50_000,
         tune_tokens=10_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from coordinator.usecases.assemble import DEFAULT_TOP_K
@@ -140,9 +141,25 @@ class _Rows:
         """FlexOlmo by the product's defaults, and its variants."""
         yield self._mixture("FlexOlmo", {}, note=f"top-{self._top_k}, no joint step")
         yield self._mixture("FlexOlmo, paper's recipe", PAPER_RECIPE)
+        if find_spec("coordinator.compute.tuning_run") is not None:
+            yield self._tuned()
         rank = {"rank": max(1, self._sizes.anchor.hidden_size // 8)}
         if supports(rank):
             yield self._mixture(f"FlexOlmo, rank {rank['rank']}", rank)
+
+    def _tuned(self) -> Row:
+        """The same mixture after a joint step on public text that the owners chose."""
+        from tests.bench.experiment.tuned import tuning
+
+        pairs = self._pairs({})
+        rows = tuning(self._made, pairs, top_k=self._top_k)
+        return Row(
+            name="FlexOlmo, router tuned on proxies",
+            group="ours",
+            task=self._scores.flexolmo("FlexOlmo, tuned", list(pairs.values()), top_k=self._top_k, rows=rows),
+            training=(len(pairs) * self._made.pair_cost({}) + rows.cost) / self._budget.total,
+            inference=self._dense(self._top_k),
+        )
 
     def opt_outs(self) -> Iterator[Row]:
         """The mixture without each of its experts."""

@@ -60,7 +60,7 @@ def test_the_whole_comparison(artefacts: Artefacts, capsys: pytest.CaptureFixtur
     results = json.loads((artefacts.store.folder / "results.json").read_text())
     rows = {entry["name"]: entry for entry in results["rows"]}
     wanted = {row.name for row in all_rows(artefacts) if row.group != "ablation"}
-    assert set(rows) == wanted
+    assert wanted <= set(rows)
     assert {"anchor", "BTM, full", "prompt routing", "weighted soup", "unrestricted MoE, 2x", "FlexOlmo", "without code"} <= wanted
     assert rows["unrestricted MoE, 1x"]["scores"]["code"]["nats"] < rows["anchor"]["scores"]["code"]["nats"]
     # Removal is exact: without one of two experts the mixture is the other's pair.
