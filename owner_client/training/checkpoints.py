@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,8 @@ def _load_shared(folder: Path, tensors: Mapping[str, Tensor], *, single: bool) -
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=single)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process is what is meant
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=single)
     except CheckpointException as error:
         raise ValueError(folder.name) from error

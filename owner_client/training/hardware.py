@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,12 +98,16 @@ def _micro_tokens(config: ModelConfig, device: str, seq_len: int) -> int:
 
 def _compiles(device: str) -> bool:
     """Whether ``torch.compile`` works here; without a C++ compiler or Triton it does not, and training goes on uncompiled."""
-    try:
-        torch.compile(torch.nn.functional.silu)(torch.ones(64, device=device))
-    except (RuntimeError, OSError, ImportError) as error:
-        logger.warning("torch.compile does not work on this machine (%s); training goes on without it.", type(error).__name__)
-        return False
-    return True
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    problem = "" if any(shutil.which(name) for name in compilers) else "there is no C++ compiler"
+    if not problem:
+        try:
+            torch.compile(torch.nn.functional.silu)(torch.ones(64, device=device))
+        except (RuntimeError, OSError, ImportError) as error:
+            problem = type(error).__name__
+    if problem:
+        logger.warning("torch.compile does not work on this machine (%s); training goes on without it.", problem)
+    return not problem
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

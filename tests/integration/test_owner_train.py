@@ -118,10 +118,46 @@ def test_train_resume_push_and_next_version(owner: Owner, tmp_path: Path) -> Non
     assert owner.json("push", "notes", "--yes")["version"] == 2
 
 
+def test_the_package_of_two_processes_is_accepted_like_any_other(owner: Owner, tmp_path: Path) -> None:
+    owner.run("pull")
+    data = write_text(tmp_path / "private.jsonl", [*WORDS[:8], "patient", "dose"])
+    options = [*QUICK, "--steps", "4", "--micro-tokens", "64", "--eval-every", "2", "--patience", "5"]
+    facts = owner.json("train", "--data", str(data), "--name", "shared", *options, "--nproc", "2")
+    assert facts["training"]["early_stopping"] == "after 5 measurements"
+    assert facts["cost"]["steps"] == 4
+    alone = owner.json("train", "--data", str(data), "--name", "alone", *options)
+    for text, row in facts["perplexity"].items():
+        assert row["pair"] == pytest.approx(alone["perplexity"][text]["pair"], rel=1e-4)
+    assert owner.json("push", "shared", "--yes")["version"] == 1
+    assert [item["state"] for item in owner.json("status")["experts"] if item["name"] == "shared"] == ["in-force"]
+
+
+def test_torchrun_starts_the_processes_just_as_well(owner: Owner, tmp_path: Path) -> None:
+    owner.run("pull")
+    data = write_text(tmp_path / "private.jsonl", WORDS)
+    own = [sys.executable, "-c", "from owner_client.cli.main import main; main()", "train", "--data", str(data), "--name", "torch"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run(
+        [*launcher, *own, *QUICK, "--steps", "2", "--json", "--home", str(owner.home)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cost"]["steps"] == 2, "one process reports, once"
+    assert [path.name for path in (owner.home / "outbox").iterdir()] == ["torch-v1"]
+    assert owner.json("review", "torch")["manifest"]["name"] == "torch"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (["--data", "missing.jsonl"], 12),
+        (["--data", "DATA", "--nproc", "3"], 10),
+        (["--data", "DATA", "--patience", "2"], 10),
         (["--data", "DATA", "--text-field", "body"], 13),
         (["--data", "EMPTY"], 12),
         (["--data", "DATA", "--steps", "3", "--epochs", "2"], 10),

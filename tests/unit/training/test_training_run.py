@@ -38,6 +38,9 @@ _SETTINGS = TrainSettings(
     router_tokens=1024,
     eval_tokens=1024,
     heldout=0.1,
+    micro_tokens=96,
+    eval_every=7,
+    patience=9,
     checkpoint_every=4,
     device="cpu",
 )
