@@ -241,6 +241,14 @@ class InternalError(TransportError):
     public = "The coordinator failed; its operator finds the reason in its log."
 
 
+class LostProcessError(TransportError):
+    """One of the several processes of a training run ended early or does not answer."""
+
+    exit_code = 44
+    code = "lost-process"
+    public = "A process of the run was lost."
+
+
 # --- 50-59: admission -------------------------------------------------------------------------------------------------
 
 

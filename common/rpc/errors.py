@@ -70,6 +70,7 @@ WIRE_ERRORS: Final[Mapping[type[ElmgroveError], WireError]] = {
     errors.UnavailableError: WireError(_S.UNAVAILABLE),
     errors.ProtocolError: WireError(_S.INVALID_ARGUMENT, detail=True),
     errors.InternalError: WireError(_S.INTERNAL),
+    errors.LostProcessError: WireError(_S.INTERNAL),
     errors.AdmissionError: WireError(_S.FAILED_PRECONDITION, detail=True),
     errors.WrongAnchorError: WireError(_S.FAILED_PRECONDITION, detail=True),
     errors.TemplateError: WireError(_S.FAILED_PRECONDITION, detail=True),
