@@ -39,10 +39,11 @@ def _setting(group: str, *names: str, **rest: Any) -> Callable[[click.decorators
     return click.option(*names, cls=GroupedOption, group=group, default=None, **rest)
 
 
-_LENGTH, _RATE, _OPTIMIZER, _LOSS = "Length and batches", "Learning rate", "Optimizer", "Losses"
+_EXPERT, _LENGTH, _RATE, _OPTIMIZER, _LOSS = "Kind of expert", "Length and batches", "Learning rate", "Optimizer", "Losses"
 _ROUTER, _HELD_OUT, _MACHINE = "Router and public text", "Held-out text", "Machine"
 
 _SETTING_OPTIONS = (
+    _setting(_EXPERT, "--rank", type=int, metavar="R", help="Low rank: the public weights plus a product of rank R. [default: full]"),
     _setting(_LENGTH, "--steps", type=int, metavar="N", help="Train for so many steps,"),
     _setting(_LENGTH, "--tokens", type=int, metavar="N", help="or for so many tokens,"),
     _setting(_LENGTH, "--epochs", type=float, metavar="N", help="or for so many passes over your text. [default: 2]"),
@@ -55,7 +56,6 @@ _SETTING_OPTIONS = (
         metavar="TOKENS",
         help="Tokens that one process computes at once; a step is the sum of several. [default: what the device takes]",
     ),
-    _setting(_LENGTH, "--rank", type=int, metavar="R", help="Train a low-rank expert: public weights plus a product of rank R."),
     _setting(_LENGTH, "--seed", type=int, metavar="N", help="Seed of everything random."),
     _setting(_RATE, "--lr", type=float, metavar="RATE", help="Peak learning rate. [default: by the optimizer and the anchor's width]"),
     _setting(_RATE, "--schedule", type=click.Choice(["cosine", "constant"]), help="How the learning rate goes on after the warm-up."),
@@ -100,9 +100,9 @@ def _with_settings(command: click.decorators.FC) -> click.decorators.FC:
     epilog=examples(
         "elmgrove-owner train --data notes/ --name cardiology",
         "elmgrove-owner train --data 'reports/*.jsonl.gz' --text-field body --name radiology --epochs 3 --device cuda",
+        "elmgrove-owner train --data notes/ --name cardiology --rank 64",
         "elmgrove-owner train --data notes/ --name cardiology --nproc 8 --eval-every 200 --patience 5",
         "torchrun --nproc-per-node 8 --no-python elmgrove-owner train --data notes/ --name cardiology",
-        "elmgrove-owner train --data notes/ --name cardiology --rank 64",
         "elmgrove-owner train --data letters.parquet --name letters --licence CC-BY-4.0 --not-after 2028-01-01",
     ),
 )

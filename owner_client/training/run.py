@@ -149,9 +149,9 @@ def train_planned(plan: Plan, progress: ProgressSink) -> TrainResult:
 
 def _model(plan: Plan, dtype: torch.dtype, world: World) -> CausalLM:
     # Several processes load on the CPU, and each keeps only its part on its device.
-    settings = plan.settings
-    device = world.device if world.size == 1 else "cpu"
-    model = load_pair(plan.anchor, rows_LH=plan.rows(), rank=settings.rank, seed=settings.seed, dtype=dtype, device=device)
+    place = world.device if world.size == 1 else "cpu"
+    rank, seed = plan.settings.rank, plan.settings.seed
+    model = load_pair(plan.anchor, rows_LH=plan.rows(), rank=rank, seed=seed, dtype=dtype, device=place)
     for pair in expert_pairs(model):
         pair.row.requires_grad_(plan.settings.router_train)
     if plan.settings.compile:

@@ -136,7 +136,7 @@ class Trainer:
             step=step,
             total=self._total,
             step_tokens=self._settings.batch_tokens,
-            flops_per_token=self._model.config.pair_training_flops_per_token(),
+            flops_per_token=_flops_per_token(self._model),
             peak_flops=peak,
             world=self._world,
             progress=self._progress,
@@ -227,3 +227,9 @@ class Trainer:
         if "private" in losses and self._early.note(step, losses["private"]):
             self._checkpoints.save_best(step)
         return losses
+
+
+def _flops_per_token(model: CausalLM) -> int:
+    if model.rank is None:
+        return model.config.pair_training_flops_per_token()
+    return model.config.low_rank_pair_training_flops_per_token(model.rank)

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "assembly_vs_cp": "tests.bench.assembly:assembly_vs_cp",
     "assembly_rss_mb": "tests.bench.assembly:assembly_rss_mb",
     "verify_vs_sha256": "tests.bench.verify:verify_vs_sha256",
+    "materialise_vs_blas": "tests.bench.lowrank:materialise_vs_blas",
     "train_vs_transformers": "tests.bench.train:train_vs_transformers",
 }
 

@@ -17,8 +17,9 @@ NETWORK = {"grpc", "google.protobuf"}
 WALLS = {
     "auditor": (
         ["common.audit", "common.weights", "common.ledger", "common.trust", "common.translog", "common.formats", "common.errors"],
-        TENSORS | NETWORK | {"sqlalchemy", "coordinator", "owner_client"},
+        TENSORS | NETWORK | {"sqlalchemy", "coordinator", "owner_client", "common.lowrank"},
     ),
+    "materialising": (["common.lowrank"], (TENSORS - {"numpy"}) | NETWORK | {"sqlalchemy"}),
     "control plane": (
         ["coordinator.service", "coordinator.usecases", "coordinator.store", "coordinator.log", "coordinator.config"],
         {"torch", "transformers", "coordinator.compute"},

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from math import ldexp
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy._core import _multiarray_umath as umath
 
 from common.errors import NonFiniteError
 from common.lowrank.arithmetic import add_product, narrow, widen
@@ -134,3 +139,36 @@ def vector(label: str, count: int, dtype: str) -> np.ndarray[tuple[int], np.dtyp
     stream = b"".join(hashlib.sha256(f"{label}{block}".encode()).digest() for block in range(-(-count // 16)))
     words = np.frombuffer(stream, "<u2")[:count].astype(np.float32)
     return widen(narrow((words - 32768) / np.float32(65536), dtype), dtype)
+
+
+def test_the_golden_digests_come_out_without_the_processors_vector_units() -> None:
+    """numpy picks its loops by processor; here it runs those that every x86-64 or ARMv8 has."""
+    dispatched = " ".join(name for name in umath.__cpu_dispatch__ if umath.__cpu_features__.get(name))
+    if not dispatched:
+        pytest.skip("numpy knows no other loops for this processor")
+    tests = "tests/unit/lowrank/test_arithmetic.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            tests,
+            "-k",
+            "golden_digests and not vector",
+        ],
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": dispatched},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
