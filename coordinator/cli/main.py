@@ -29,6 +29,7 @@ COMMANDS: Final[CommandTable] = {
     "assemble": ("coordinator.cli.assemble:command", "Make one mixture-of-experts model from the experts in force."),
     "tune-router": ("coordinator.cli.tune_router:command", "Train an assembled model's router on public text."),
     "evaluate": ("coordinator.cli.evaluate:command", "Measure models on text, side by side."),
+    "lm-eval": ("coordinator.cli.lm_eval:command", "Run tasks of the lm-evaluation-harness on a model, offline."),
     "generate": ("coordinator.cli.generate:command", "Continue a prompt, leaving out experts if asked."),
 }
 ANCHOR_COMMANDS: Final[CommandTable] = {
