@@ -24,7 +24,7 @@ from common.weights.plan import plan_assembly
 from common.weights.sources import anchor_source, expert_source, read_manifest
 from coordinator.compute.anchor_training import train_anchor
 from coordinator.compute.moments import public_moments
-from owner_client.training import routers
+from owner_client.training import package, routers
 from owner_client.training.run import train_expert
 from owner_client.training.settings import TrainSettings
 from tests.bench.experiment.baselines.mixtures import branch_train_mix, load_mixture, save_mixture, upcycled
@@ -46,7 +46,7 @@ _UNMEASURED = (
     "compile",
     "device",
     "micro_tokens",
-)  # of an expert's settings: they change nothing in the package
+)  # they change nothing in a package
 
 
 class Artefacts:
@@ -251,14 +251,12 @@ class Artefacts:
         label = f"expert {name}" + "".join(f", {key} {value}" for key, value in overrides.items())
 
         def make(desk: Desk) -> Mapping[str, Any]:
-            package, data = desk.work / "package", [str(self.corpus.training(name))]
-            if not package.exists():
-                train_expert(
-                    self.anchor_folder(), data, run_dir=desk.work / "run", out_dir=package, settings=settings, progress=desk.progress
-                )
-            for path in package.iterdir():
+            made, data = desk.work / "package", [str(self.corpus.training(name))]
+            if not made.exists():
+                train_expert(self.anchor_folder(), data, run_dir=desk.work / "run", out_dir=made, settings=settings, progress=desk.progress)
+            for path in made.iterdir():
                 (desk.out / path.name).write_bytes(path.read_bytes())
-            expert_manifest(desk.out, self.anchor_digest(), name=name)
+            expert_manifest(desk.out, self.anchor_digest(), name=name, **_kind(desk.out, self.anchor_folder(), settings))
             return {}
 
         kept = {key: value for key, value in asdict(settings).items() if key not in _UNMEASURED}
@@ -270,6 +268,11 @@ class Artefacts:
         """FLOPs of one owner's training."""
         settings = self.settings(overrides)
         return settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(_rank(settings))
+
+
+def _kind(folder: Path, anchor: Path, settings: TrainSettings) -> dict[str, Any]:
+    """What a low-rank package's manifest says besides."""
+    return {} if _rank(settings) is None else {"kind": package.package_kind(folder, anchor)}
 
 
 def _rank(settings: TrainSettings) -> int | None:

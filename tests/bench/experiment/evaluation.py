@@ -206,8 +206,9 @@ class Evaluations:
 
 def _set_rows(model: CausalLM, path: Path) -> None:
     """Give a mixture other router rows, ``[L, N, H]``."""
-    for block, rows in zip(model.layers, load_torch_file(path)["rows"], strict=True):
-        block.mlp.rows.copy_(rows)
+    with torch.no_grad():
+        for layer, rows in enumerate(load_torch_file(path)["rows"]):
+            model.get_parameter(f"layers.{layer}.mlp.rows").copy_(rows)
 
 
 def _first_windows(text: ScoredText, stack: NDArray[np.floating], count: int) -> tuple[ScoredText, NDArray[np.floating]]:

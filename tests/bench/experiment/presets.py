@@ -77,7 +77,7 @@ PRESETS = {
         tuning_tokens=4096,
         eval_tokens=800,
         tune_tokens=400,
-        sample_bytes=100_000,
+        sample_bytes=1_000_000,
         tune_share=0.1,
         seeds=(1,),
     ),

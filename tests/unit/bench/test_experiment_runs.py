@@ -36,7 +36,7 @@ RECIPE = Recipe(lr=0.01, matrix_lr=0.01)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
-    write_domains(folder, limit=120_000)
+    write_domains(folder)
     return folder
 
 
