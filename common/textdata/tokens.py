@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,8 @@ from common.progress import ProgressSink, silent
 __all__ = ["TokenFile", "Tokenizer", "input_digest", "load_tokenizer", "open_token_file", "tokenize_to_file"]
 
 _SCHEMA = 1
-_BATCH = 256  # documents encoded at once
+_BATCH = 256  # documents encoded at once, over all cores
+_BATCH_CHARACTERS = 4 << 20  # after which a batch of long documents ends
 _READ = 1 << 20  # bytes
 
 
@@ -182,12 +183,13 @@ def tokenize_to_file(
 
 
 def _write_tokens(texts: Iterable[str], tokenizer: Tokenizer, path: Path, progress: ProgressSink, label: str) -> tuple[int, list[int]]:
-    text_bytes, lengths = 0, list[int]()
+    text_bytes, lengths, started = 0, list[int](), time.monotonic()
     with path.open("wb") as stream:
         for batch in _batches(texts):
             text_bytes += sum(len(text.encode()) for text in batch)
             lengths += _append(stream, tokenizer.encode_batch(batch), tokenizer.eos_id)
-            progress(label, len(lengths), 0, "documents")
+            rate = text_bytes / max(time.monotonic() - started, 1e-9)
+            progress(label, len(lengths), 0, "documents", {"MB/s": f"{rate / 1e6:.1f}"})
     progress(label, len(lengths), len(lengths), "documents")
     return text_bytes, lengths
 
@@ -199,8 +201,14 @@ def _append(stream: BinaryIO, documents: Sequence[list[int]], eos_id: int) -> li
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while batch := list(islice(rest, _BATCH)):
+    batch, characters = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 
