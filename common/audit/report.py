@@ -1,4 +1,4 @@
-"""What an audit found: checks that hold, notes, and faults that are errors of ``common/errors.py`` (``docs/formats.md``, 10)."""
+"""What an audit found: checks that hold, notes, and faults that are errors of ``common/errors.py`` (``docs/auditor.md``)."""
 
 from __future__ import annotations
 

@@ -62,7 +62,10 @@ def _aligned(header: list[str], rows: list[list[str]]) -> str:
 
 def _loads(report: EvaluationReport, model: str) -> str:
     loads: list[RouterLoad] = [load for load in report.loads if load.model == model]
-    rows = [[load.domain, *[f"{100 * share:.1f}%" for share in load.mean_probability]] for load in loads]
+    shares = [(load.domain, load.mean_probability) for load in loads]
+    if len(loads) > 1:
+        shares.append(("mean", [sum(column) / len(loads) for column in zip(*(each for _, each in shares), strict=True)]))
+    rows = [[domain, *[f"{100 * share:.1f}%" for share in each]] for domain, each in shares]
     return table(["domain", *loads[0].experts], rows)
 
 

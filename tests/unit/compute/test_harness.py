@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.errors import DataError, MissingExtraError, NotFoundError
+from common.errors import ArchitectureError, DataError, MissingExtraError, NotFoundError, UsageError
+from coordinator.compute.harness import run_harness
 from tests.support.programs import ROOT, environment
 
 QUESTIONS = [
@@ -104,13 +105,12 @@ def test_tasks_that_cannot_be_run(mixture: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_before_the_harness_is_needed(anchor: Path, tmp_path: Path) -> None:
-    for arguments, code in (
-        ((tmp_path, "--tasks", "quiz"), 14),
-        ((anchor, "--tasks", ","), 10),
-        ((anchor, "--tasks", "quiz", "--include-path", tmp_path / "no"), 17),
-        ((anchor, "--tasks", "quiz", "--json-out", tmp_path / "no" / "out.json"), 17),
-    ):
-        assert lm_eval(*arguments).returncode == code
+    with pytest.raises(ArchitectureError, match=r"config\.json"):
+        run_harness(tmp_path, ["quiz"])
+    with pytest.raises(UsageError, match="at least one task"):
+        run_harness(anchor, [])
+    with pytest.raises(NotFoundError, match="no folder"):
+        run_harness(anchor, ["quiz"], include_path=tmp_path / "no")
 
 
 def test_without_the_harness_the_extra_is_named(anchor: Path) -> None:
