@@ -241,6 +241,14 @@ class InternalError(TransportError):
     public = "The coordinator failed; its operator finds the reason in its log."
 
 
+class LostProcessError(TransportError):
+    """One of the several processes of a training run ended early or does not answer."""
+
+    exit_code = 44
+    code = "lost-process"
+    public = "A process of the run was lost."
+
+
 # --- 50-59: admission -------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +314,14 @@ class WithdrawnError(AdmissionError):
     exit_code = 57
     code = "withdrawn"
     public = "The expert is no longer in force."
+
+
+class MaterialisationError(AdmissionError):
+    """A low-rank expert's factors do not give the matrices that its owner signed."""
+
+    exit_code = 58
+    code = "materialisation"
+    public = "The expert's factors do not give the tensors that its manifest says."
 
 
 # --- 60-79: verification ----------------------------------------------------------------------------------------------

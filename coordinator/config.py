@@ -100,6 +100,11 @@ class Home:
         return self.path / "blobs"
 
     @property
+    def materialised(self) -> Path:
+        """Full matrices of low-rank experts, one file each; made when a model needs them, and may be deleted at any time."""
+        return self.path / "materialised"
+
+    @property
     def uploads(self) -> Path:
         """Packages that are arriving, one folder each."""
         return self.path / "uploads"

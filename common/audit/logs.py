@@ -160,7 +160,9 @@ def _describe(report: AuditReport, audited: AuditedLog) -> None:
     )
     report.holds("entries", f"all follow the rules, from {audited.entries[0].time} to {audited.entries[-1].time}")
     report.holds(
-        "parties", f"{len(state.owners)} owners, {len(state.anchors)} anchors, {len(experts)} expert versions, {len(state.models)} models"
+        "parties",
+        f"{len(state.owners)} owners, {len(state.anchors)} anchors, {len(experts)} expert versions, {len(state.models)} models, "
+        f"{len(state.tuned)} tuned",
     )
     for owner in state.owners.values():
         if owner.revoked_index is not None:
@@ -178,6 +180,7 @@ def _describe(report: AuditReport, audited: AuditedLog) -> None:
         ],
         "experts": [expert_facts(audited, expert) for expert in sorted(experts, key=lambda each: each.index)],
         "models": [{"manifest": model.digest, "entry": model.index} for model in state.models],
+        "tuned": [{"manifest": model.digest, "entry": model.index, "base": model.base.digest} for model in state.tuned],
         "entries": [
             {"index": index, "kind": entry.kind, "subject": entry.subject, "time": entry.time, "document": entry.document}
             for index, entry in enumerate(audited.entries)

@@ -4,7 +4,8 @@
 2. the operator's signature covers the model's manifest, and the log says the model was assembled from these experts
 3. the anchor and every expert the manifest names are in the log; their signed manifests are taken from there
 4. every tensor of the manifest is the anchor's or one expert's, none is missing, none is left over
-5. every byte of the folder is what the manifest says, and every router row is the one its expert's owner signed
+5. every byte of the folder is what the manifest says, and every router row is the one its expert's owner signed, unless the log says
+   that the operator tuned the rows of this very model; then it is named as tuned, and its rows as the operator's
 6. index and tokenizer files follow from the anchor; ``config.json`` is exactly the one that the anchor's, a document of the log, gives
 7. what has become of the experts since, and which experts in force were left out, is reported; it is no fault
 """
@@ -25,14 +26,16 @@ from common.formats.fields import operator_uri, parse_time
 from common.formats.hfconfig import flex_olmo_config, loads_config
 from common.formats.limits import MAX_DOCUMENT_BYTES
 from common.formats.manifest import ModelManifest
-from common.ledger.state import ExpertState, ModelState
+from common.ledger.state import ExpertState, ModelState, TunedState
 from common.progress import ProgressSink, silent
 from common.trust.certificates import TrustRoot
-from common.weights.digests import read_small
+from common.weights.digests import open_regular, read_small
+from common.weights.finite import scan_finite
+from common.weights.index import read_header
 from common.weights.packages import SignedModel, read_bundle, verify_model_documents
 from common.weights.plan import ANCHOR_FILE, ROUTER_FILE
 from common.weights.sources import read_manifest
-from common.weights.template import CONFIG_NAME
+from common.weights.template import CONFIG_NAME, check_template
 
 __all__ = ["audit_model"]
 
@@ -47,6 +50,9 @@ class _Model:
     experts: tuple[ExpertState, ...]
     traced: dict[str, TracedTensor]
     assembled: ModelState | None
+    """The assembly it comes from."""
+    tuned: TunedState | None
+    """The log's entry for its rows, if they are not the owners'."""
 
 
 def audit_model(
@@ -79,7 +85,7 @@ def audit_model(
             audited = open_log(log, root, until=at)
         report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
         model = _identify(report, audited, folder, root)  # 2 and 3
-        _check_tensors(report, model, progress)  # 4 and 5
+        _check_tensors(report, audited, model, progress)  # 4 and 5
         _check_files(report, audited, model)  # 6
         _report_experts(report, audited, model)  # 7
     return report
@@ -89,24 +95,35 @@ def _identify(report: AuditReport, audited: AuditedLog, folder: Path, root: Trus
     with report.checking("signature"):
         manifest = read_manifest(folder)
         digest = hashlib.sha256(manifest).hexdigest()
-        assembled = next((model for model in audited.state.models if model.digest == digest), None)
-        moment = assembled.assembled_at if assembled is not None else audited.state.time
+        tuned = next((model for model in audited.state.tuned if model.digest == digest), None)
+        assembled = tuned.base if tuned is not None else next((model for model in audited.state.models if model.digest == digest), None)
+        moment = _logged_at(audited, assembled, tuned)
         signed = verify_model_documents(read_bundle(folder), manifest, root, at=moment)
     report.holds("signature", f"by {signed.signer.uri}")
     with report.also_checking("log entry", "the log says it was assembled from these experts"):
         if assembled is None:
-            raise NotLoggedError("The log has no entry for the assembly of this model.")
-        _compare(signed.manifest, assembled)
-        report.facts |= {"entry": assembled.index, "log_size": assembled.statement.log_size}
+            made = "assembly" if signed.manifest.tuned_from is None else "tuning"
+            raise NotLoggedError(f"The log has no entry for the {made} of this model.")
+        _compare(signed.manifest, assembled, tuned)
+        entry = tuned if tuned is not None else assembled
+        report.facts |= {"entry": entry.index, "log_size": entry.statement.log_size}
     with report.checking("parts"):
         parts, experts = _parts(audited, signed.manifest)
     report.holds("parts", f"anchor {parts.anchor.name} and {len(experts)} experts, each signed by its owner and accepted by the log")
     report.facts |= {"manifest": digest, "anchor": signed.manifest.anchor, "anchor_name": parts.anchor.name, "top_k": signed.manifest.top_k}
-    return _Model(folder, signed, parts, experts, trace(parts), assembled)
+    return _Model(folder, signed, parts, experts, trace(parts), assembled, tuned)
 
 
-def _compare(manifest: ModelManifest, assembled: ModelState) -> None:
+def _logged_at(audited: AuditedLog, assembled: ModelState | None, tuned: TunedState | None) -> datetime:
+    if tuned is not None:
+        return tuned.tuned_at
+    return assembled.assembled_at if assembled is not None else audited.state.time
+
+
+def _compare(manifest: ModelManifest, assembled: ModelState, tuned: TunedState | None) -> None:
     statement = assembled.statement
+    if manifest.tuned_from != (None if tuned is None else tuned.base.digest):
+        raise ModelMismatchError("The model's manifest and the log disagree about whether, and from what, it was tuned.")
     if (manifest.anchor, manifest.experts, manifest.top_k) != (statement.anchor, statement.experts, statement.top_k):
         raise ModelMismatchError("The model's manifest names other parts than the log's entry for its assembly.")
 
@@ -125,12 +142,13 @@ def _parts(audited: AuditedLog, manifest: ModelManifest) -> tuple[Parts, tuple[E
             raise NotLoggedError(f"The log never accepted expert {slot.name} version {slot.version} of {slot.owner} with this manifest.")
         if found.manifest.anchor != manifest.anchor:
             raise ModelMismatchError(f"Expert {slot.name} is for another anchor than the model's.")
+        check_template(found.manifest, anchor.manifest)
         experts.append(found)
     pairs = tuple((slot, expert.manifest) for slot, expert in zip(manifest.experts, experts, strict=True))
     return Parts(anchor.manifest, operator_uri(state.consortium), pairs), tuple(experts)
 
 
-def _check_tensors(report: AuditReport, model: _Model, progress: ProgressSink) -> None:
+def _check_tensors(report: AuditReport, audited: AuditedLog, model: _Model, progress: ProgressSink) -> None:
     manifest, traced = model.signed.manifest, model.traced
     shared = sum(tensor.file == ANCHOR_FILE for tensor in traced.values())
     routers = sum(tensor.file == ROUTER_FILE for tensor in traced.values())
@@ -143,8 +161,32 @@ def _check_tensors(report: AuditReport, model: _Model, progress: ProgressSink) -
     audit_contents(report, model.folder, manifest, operator, origin=lambda name: signers.get(name, operator), progress=progress)
     with report.checking("routers"):
         faults = router_faults(model.folder, traced)
-    report.outcome("routers", faults, f"every row of {routers} routers is the one its slot's owner signed")
+        if model.tuned is not None:
+            _check_tuned_values(model.folder)
+    if model.tuned is None:
+        report.outcome("routers", faults, f"every row of {routers} routers is the one its slot's owner signed")
+    else:
+        _report_tuning(report, audited, model.tuned, changed=len(faults), rows=routers * (len(model.experts) + 1))
     report.facts["tensors"] = len(traced)
+
+
+def _check_tuned_values(folder: Path) -> None:
+    """Nobody but the operator has seen these rows, so that they are numbers is looked at here."""
+    with open_regular(folder / ROUTER_FILE) as descriptor:
+        scan_finite(descriptor, ROUTER_FILE, read_header(folder / ROUTER_FILE).tensors)
+
+
+def _report_tuning(report: AuditReport, audited: AuditedLog, tuned: TunedState, *, changed: int, rows: int) -> None:
+    used = ", ".join(proxies.expert for proxies in tuned.statement.proxies) or "none"
+    report.holds("routers", f"TUNED by the operator, {audited.place(tuned.index)}: {changed} of {rows} rows are not the owners'")
+    report.note("tuned", f"from model {tuned.base.digest[:16]}, {audited.place(tuned.base.index)}; proxies of {used}")
+    report.facts["tuned"] = {
+        "entry": tuned.index,
+        "base": tuned.base.digest,
+        "changed_rows": changed,
+        "proxies": [proxies.model_dump(mode="json") for proxies in tuned.statement.proxies],
+        "settings": dict(tuned.statement.settings),
+    }
 
 
 def _check_files(report: AuditReport, audited: AuditedLog, model: _Model) -> None:

@@ -146,6 +146,7 @@ def _facts(signed: Signed[Manifest]) -> dict[str, object]:
     }
     if isinstance(manifest, ExpertManifest):
         facts |= {"expert": manifest.name, "version": manifest.version, "anchor": manifest.anchor, "licence": manifest.licence}
+        facts["kind"] = manifest.kind.model_dump(mode="json", exclude={"materialised"})
         facts |= {"permitted_uses": list(manifest.permitted_uses), "not_after": manifest.not_after}
     return facts
 

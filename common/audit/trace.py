@@ -1,7 +1,8 @@
 """Tracing a model's tensors: what each must be, from the manifests of the anchor and experts alone (``docs/formats.md``, section 6).
 
 Slot 0 and everything shared are the anchor's tensors, slot ``i`` those of expert ``i``, and row ``i`` of a layer's router is the one
-row tensor of slot ``i``. A model's own manifest decides nothing here: it is compared with what follows from the signed ones.
+row tensor of slot ``i``. The matrices of a low-rank expert are those whose digests its owner signed as materialised: they are compared,
+never computed. A model's own manifest decides nothing here: it is compared with what follows from the signed ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from common.formats.safetensors import DTYPE_BYTES
 from common.weights.digests import open_regular, read_exactly
 from common.weights.index import read_header
 from common.weights.plan import ANCHOR_FILE, ROUTER_FILE, encode_index, expert_file, model_tensor_name
-from common.weights.template import CONFIG_NAME, COPIED_FILES
+from common.weights.template import CONFIG_NAME, COPIED_FILES, FfnTensor, expert_ffn
 
 __all__ = ["Parts", "TracedTensor", "config_faults", "file_faults", "router_faults", "table_faults", "trace"]
 
@@ -75,12 +76,11 @@ def _trace_slots(parts: Parts) -> Iterator[TracedTensor]:
         if entry.file != ROUTER_NAME:
             yield _moved(entry, 0, ANCHOR_FILE, parts.operator)
     for slot, manifest in parts.experts:
-        for entry in manifest.tensors:
-            if entry.file != ROUTER_NAME:
-                yield _moved(entry, slot.slot, expert_file(slot), _signer(slot))
+        for tensor in expert_ffn(manifest, parts.anchor).values():
+            yield _moved(tensor, slot.slot, expert_file(slot), _signer(slot))
 
 
-def _moved(entry: TensorEntry, slot: int, file: str, signer: str) -> TracedTensor:
+def _moved(entry: TensorEntry | FfnTensor, slot: int, file: str, signer: str) -> TracedTensor:
     return TracedTensor(model_tensor_name(entry.name, slot), file, entry.dtype, entry.shape, ((entry.sha256, signer),))
 
 

@@ -22,6 +22,7 @@ EntryKind = Literal[
     "expert-accepted",
     "expert-withdrawn",
     "model-assembled",
+    "router-tuned",
 ]
 
 Subject = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[a-z0-9@-]{1,80}$", max_length=96)]

@@ -17,9 +17,11 @@ __all__ = [
     "TOKENIZER_FILES",
     "dense_ffn_name",
     "expert_ffn_name",
+    "factor_names",
     "ffn_names",
     "input_mean_name",
     "input_second_moment_name",
+    "is_factor_name",
     "olmo2_shapes",
     "part_name",
     "router_row_name",
@@ -73,6 +75,17 @@ def ffn_names(num_layers: int) -> Iterator[str]:
     for layer in range(num_layers):
         for matrix in FFN_MATRICES:
             yield dense_ffn_name(layer, matrix)
+
+
+def factor_names(name: str) -> tuple[str, str]:
+    """PEFT's names of the factors ``A`` and ``B`` of the low-rank difference to the FFN matrix ``name``: ``[r, in]`` and ``[out, r]``."""
+    stem = name.removesuffix(".weight")
+    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def is_factor_name(name: str) -> bool:
+    """Whether ``name`` is one that :func:`factor_names` gives for some matrix."""
+    return name.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
 def split_dense_ffn(name: str) -> tuple[int, str] | None:

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_JSON_DEPTH",
     "MAX_JSON_NODES",
     "MAX_PART_BYTES",
+    "MAX_PROXIES",
     "MAX_SAFETENSORS_HEADER_BYTES",
     "MAX_TENSORS",
     "MAX_TEXT",
@@ -25,6 +26,7 @@ MAX_BUNDLE_BYTES: Final = 4 * 1024 * 1024  # bytes; a bundle lists one digest pe
 MAX_ENTRY_BYTES: Final = 2048  # bytes; tlog-tiles allows 65,535, a fixed record needs under 400
 MAX_FILES: Final = 4096  # files in one folder
 MAX_TENSORS: Final = 65_536  # tensors in one folder
+MAX_PROXIES: Final = 20_000  # documents in one list: the list is a function of private text, so it is kept short
 MAX_JSON_DEPTH: Final = 16  # levels; our documents need 5
 MAX_JSON_NODES: Final = 1_000_000  # values; bounds the time of a hostile document
 MAX_SAFETENSORS_HEADER_BYTES: Final = 8 * 1024 * 1024  # bytes; 65,536 tensors at about 120 bytes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, field_validator, model_serializer, model_validator
 
 from common.formats.fields import Digest, FileName, IdentityUri, Name, TensorName, Text, Timestamp
 from common.formats.limits import CHUNK_BYTES, MAX_FILES, MAX_TENSORS
@@ -21,6 +21,7 @@ __all__ = [
     "FullKind",
     "LowRankKind",
     "Manifest",
+    "MaterialisedTensor",
     "ModelManifest",
     "TensorEntry",
 ]
@@ -115,11 +116,26 @@ class FullKind(Document):
     type: Literal["full"]
 
 
+class MaterialisedTensor(Document):
+    """The digest of one FFN matrix of a low-rank expert once it is materialised (``docs/formats.md``, section 5.1)."""
+
+    name: TensorName
+    sha256: Digest
+
+
 class LowRankKind(Document):
-    """Every FFN matrix is the anchor's plus ``B A`` of this rank."""
+    """Every FFN matrix is the anchor's plus ``B A`` of this rank; ``materialised`` says what that gives, bit for bit."""
 
     type: Literal["low_rank"]
     rank: Positive
+    materialised: Annotated[tuple[MaterialisedTensor, ...], Field(min_length=1, max_length=MAX_TENSORS)]
+
+    @model_validator(mode="after")
+    def _table_is_sorted(self) -> Self:
+        names = [entry.name for entry in self.materialised]
+        if names != sorted(set(names)):
+            raise ValueError("the materialised tensors are not in ascending order of distinct names")
+        return self
 
 
 class ExpertManifest(Manifest):
@@ -158,13 +174,17 @@ class ExpertSlot(Document):
 
 
 class ModelManifest(Manifest):
-    """``manifest.json`` of an assembled model. It holds no time and no log position: the same inputs give the same bytes."""
+    """``manifest.json`` of an assembled model. It holds no time and no log position: the same inputs give the same bytes.
+
+    ``tuned_from`` is the digest of the assembled model whose router rows were tuned; the field is absent when they are the owners'.
+    """
 
     schema_: Literal["elmgrove.model/v1"] = Field(alias="schema")
     anchor: Digest
     experts: Annotated[tuple[ExpertSlot, ...], Field(max_length=4096)]
     top_k: Annotated[int, Field(ge=1, le=4097)]
     licence: Text
+    tuned_from: Digest | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
@@ -177,3 +197,17 @@ class ModelManifest(Manifest):
         if self.top_k > len(self.experts) + 1:
             raise ValueError("top_k exceeds the number of experts")
         return self
+
+    @field_validator("tuned_from")
+    @classmethod
+    def _untuned_is_said_by_absence(cls, value: str | None) -> str:
+        if value is None:
+            raise ValueError("leave the field out of a model that was not tuned")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_field(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = encode(self)
+        if self.tuned_from is None:
+            del fields["tuned_from"]
+        return fields

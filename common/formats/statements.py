@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, Validati
 from common.errors import FormatError
 from common.formats.fields import Digest, IdentityUri, Name, Text, Timestamp
 from common.formats.limits import MAX_DOCUMENT_BYTES
-from common.formats.manifest import ExpertSlot
+from common.formats.manifest import ExpertSlot, SummaryKey, SummaryValue
 from common.formats.strictjson import Document, loads_strict
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "ModelAssembled",
     "OwnerAdmitted",
     "OwnerRevoked",
+    "ProxyUse",
+    "RouterTuned",
     "Statement",
     "parse_statement",
 ]
@@ -99,7 +101,30 @@ class ModelAssembled(_Statement):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
-Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled
+class ProxyUse(Document):
+    """Which list of proxy documents stood for one expert: the SHA-256 of the list's file, or of the documents when they came as text."""
+
+    expert: Name
+    sha256: Digest
+
+
+class RouterTuned(_Statement):
+    """An assembled model's router rows were trained on public text, and nothing else was. Signed by the operator.
+
+    ``base`` is the manifest of the assembled model, which stays the exact opt-out; ``manifest`` is the tuned model's.
+    """
+
+    schema_: Literal["elmgrove.router-tuned/v1"] = Field(alias="schema")
+    manifest: Digest
+    base: Digest
+    proxies: Annotated[tuple[ProxyUse, ...], Field(max_length=4096)]
+    settings: Annotated[dict[SummaryKey, SummaryValue], Field(max_length=64)]
+    log_size: Annotated[int, Field(ge=1, le=2**53 - 1)]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled | RouterTuned
 
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="schema_")])
 

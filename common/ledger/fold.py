@@ -7,7 +7,7 @@ Rules, in the order they are checked for each entry:
     leaves of the operator and the server alone, the signing one among them.
  3. The document has the digest the entry names, and was not logged before.
  4. The document's signature and certificate hold at the entry's time.
- 5. The signer may say it: the operator founds, admits, revokes, publishes and assembles; an admitted, unrevoked owner, with a
+ 5. The signer may say it: the operator founds, admits, revokes, publishes, assembles and tunes; an admitted, unrevoked owner, with a
     signing certificate that the log lists, offers and withdraws its own experts.
  6. The entry's subject is the one that follows from the document.
  7. *Owner admitted*: once per name; every certificate is a leaf of the root for that owner and that purpose. *Owner revoked*: once.
@@ -16,6 +16,9 @@ Rules, in the order they are checked for each entry:
     one; not after a withdrawal; not expired already.
 10. *Expert withdrawn*: by its owner, naming the newest version's manifest, once.
 11. *Model assembled*: from a published anchor and experts in force at this very entry, in slot order.
+12. *Router tuned*: a new model out of an assembled one, whose experts are all in force at this very entry; every list of proxies is
+    for one of its experts, in slot order. So a router that was tuned with an expert's proxies cannot be logged after that expert has
+    left: the model is assembled without it and tuned again.
 
 Nothing here reads a file: ``documents`` is the caller's.
 """
@@ -31,7 +34,7 @@ from datetime import datetime
 from common.errors import FormatError, LogError, NotFoundError, VerificationError
 from common.formats.entries import LogEntry, parse_entry
 from common.formats.fields import operator_uri, owner_name, parse_time, server_uri, subject_expert
-from common.formats.manifest import MANIFEST_NAME, AnchorManifest, ExpertManifest
+from common.formats.manifest import MANIFEST_NAME, AnchorManifest, ExpertManifest, ExpertSlot
 from common.formats.statements import (
     CertificateRecord,
     ConsortiumFounded,
@@ -39,10 +42,11 @@ from common.formats.statements import (
     ModelAssembled,
     OwnerAdmitted,
     OwnerRevoked,
+    RouterTuned,
     Statement,
 )
 from common.formats.strictjson import b64decode_canonical, b64encode, parse_document
-from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState
+from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState, TunedState
 from common.translog.checkpoint import log_origin
 from common.translog.note import ALG_ED25519, parse_vkey
 from common.trust.certificates import TrustRoot, VerifiedLeaf, verify_leaf
@@ -102,6 +106,7 @@ class _Folding:
         self._anchors = dict(state.anchors) if state else {}
         self._experts = dict(state.experts) if state else {}
         self._models = list(state.models) if state else []
+        self._tuned = list(state.tuned) if state else []
         self._seen = set(state.documents) if state else set()
 
     def result(self) -> ConsortiumState:
@@ -124,6 +129,7 @@ class _Folding:
             anchors=self._anchors,
             experts=self._experts,
             models=tuple(self._models),
+            tuned=tuple(self._tuned),
             documents=frozenset(self._seen),
         )
 
@@ -314,15 +320,39 @@ class _Folding:
     def _check_slots(self, statement: ModelAssembled, time: datetime) -> None:
         order: list[int] = []
         for position, slot in enumerate(statement.experts, start=1):
-            versions = self._experts.get(slot.name)
-            newest = versions[-1] if versions else None
-            if newest is None or (newest.digest, newest.version, newest.owner) != (slot.manifest, slot.version, slot.owner):
-                raise _BrokenRuleError(f"expert {slot.name} is not the logged one")
-            _require(newest.in_force_at(time), f"expert {slot.name} is not in force")
+            newest = self._check_in_force(slot, time)
             _require(newest.manifest.anchor == statement.anchor, f"expert {slot.name} is for another anchor")
             _require(slot.slot == position, "its slots are not numbered in order")
             order.append(newest.first_index)
         _require(order == sorted(set(order)), "its experts are not in the order of their first versions")
+
+    def _check_in_force(self, slot: ExpertSlot, time: datetime) -> ExpertState:
+        versions = self._experts.get(slot.name)
+        newest = versions[-1] if versions else None
+        if newest is None or (newest.digest, newest.version, newest.owner) != (slot.manifest, slot.version, slot.owner):
+            raise _BrokenRuleError(f"expert {slot.name} is not the logged one")
+        _require(newest.in_force_at(time), f"expert {slot.name} is not in force")
+        return newest
+
+    def _tune(self, signed: _Signed) -> None:
+        statement = signed.statement
+        if not isinstance(statement, RouterTuned):
+            raise _BrokenRuleError("its document is not a tuning")
+        self._check_operator(signed, self._consortium)
+        _subject(signed, f"model/{statement.manifest[:16]}")
+        _require(statement.log_size == self._size, "it was decided on at another size of the log")  # rule 12
+        base = next((model for model in self._models if model.digest == statement.base), None)
+        if base is None:
+            raise _BrokenRuleError("it tunes a model whose assembly was never logged")
+        known = {model.digest for model in self._models} | {tuned.digest for tuned in self._tuned}
+        _require(statement.manifest not in known, "its model was logged before")
+        for slot in base.statement.experts:
+            self._check_in_force(slot, signed.time)
+        slots = {slot.name: slot.slot for slot in base.statement.experts}
+        order = [slots.get(proxies.expert, 0) for proxies in statement.proxies]
+        _require(0 not in order, "a list of proxies is for an expert that the model does not hold")
+        _require(order == sorted(set(order)), "its lists of proxies are not one per expert in the order of their slots")
+        self._tuned.append(TunedState(statement.manifest, base, statement, self._size, signed.time))
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,4 +379,5 @@ _HANDLERS: dict[str, Callable[[_Folding, _Signed], None]] = {
     "expert-accepted": _Folding._accept,
     "expert-withdrawn": _Folding._withdraw,
     "model-assembled": _Folding._assemble,
+    "router-tuned": _Folding._tune,
 }

@@ -9,9 +9,9 @@ from typing import Literal
 
 from common.formats.fields import parse_time
 from common.formats.manifest import AnchorManifest, ExpertManifest
-from common.formats.statements import CertificateRecord, ModelAssembled
+from common.formats.statements import CertificateRecord, ModelAssembled, RouterTuned
 
-__all__ = ["AnchorState", "ConsortiumState", "ExpertState", "ExpertStatus", "ModelState", "OwnerState"]
+__all__ = ["AnchorState", "ConsortiumState", "ExpertState", "ExpertStatus", "ModelState", "OwnerState", "TunedState"]
 
 ExpertStatus = Literal["in-force", "superseded", "withdrawn", "revoked"]
 """Expiry is not among them: it follows from the time one asks about, see :meth:`ExpertState.in_force_at`."""
@@ -75,6 +75,17 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True)
+class TunedState:
+    """A model whose router rows were tuned. ``digest`` is its manifest's, ``base`` the assembled model it was made from."""
+
+    digest: str
+    base: ModelState
+    statement: RouterTuned
+    index: int
+    tuned_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ConsortiumState:
     """Everything the first ``size`` entries say."""
 
@@ -92,6 +103,7 @@ class ConsortiumState:
     experts: Mapping[str, tuple[ExpertState, ...]]
     """By name: every version, oldest first."""
     models: tuple[ModelState, ...]
+    tuned: tuple[TunedState, ...]
     documents: frozenset[str]
     """Every document logged so far; none may come twice."""
 

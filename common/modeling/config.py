@@ -155,6 +155,15 @@ class ModelConfig:
         inputs = (self.num_layers - 1) * (attention + 2 * ffn) + self.hidden_size * self.intermediate_size + head
         return 2 * (forward + inputs + self.num_layers * ffn)
 
+    def low_rank_pair_training_flops_per_token(self, rank: int) -> int:
+        """As :meth:`pair_training_flops_per_token` for an expert of low-rank differences: one full FFN, and its factors three times."""
+        ffn, attention, head = self.expert_params_per_layer(), self._attention_params(), self.vocab_size * self.hidden_size
+        factors = 3 * rank * (self.hidden_size + self.intermediate_size)
+        forward = self.num_layers * (attention + ffn + factors) + head
+        first = self.hidden_size * self.intermediate_size + rank * (self.hidden_size + 3 * self.intermediate_size)
+        inputs = (self.num_layers - 1) * (attention + ffn + factors) + first + head
+        return 2 * (forward + inputs + self.num_layers * factors)
+
     def _attention_params(self) -> int:
         return 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * self.kv_size
 

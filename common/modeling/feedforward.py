@@ -1,4 +1,4 @@
-"""The three things a layer's FFN can be: one SwiGLU, an expert pair in training, or a mixture (``modeling_flex_olmo.py`` is the oracle)."""
+"""What a layer's FFN can be: one SwiGLU, an expert pair, full or low-rank, or a mixture (``modeling_flex_olmo.py`` is the oracle)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.modeling.config import ModelConfig
-from common.modeling.kernels import swiglu, swiglu_pair
+from common.modeling.kernels import low_rank_pair, swiglu, swiglu_pair
 
-__all__ = ["ExpertPair", "FeedForward", "Mixture", "RoutingTap", "SwiGLU"]
+__all__ = ["ExpertPair", "FeedForward", "LowRankExpert", "LowRankPair", "Mixture", "RoutingTap", "SwiGLU", "check_allowed"]
 
 RoutingTap = Callable[[int, Tensor, Tensor], None]
 """Called with a layer's number, the router's probabilities ``[n, N]`` fp32 and the chosen experts ``[n, k]``."""
@@ -53,6 +53,54 @@ class ExpertPair(nn.Module):
         share = torch.sigmoid(logit)[:, None]
         weights = (self.public.gate_up.weight, self.public.down.weight, self.expert.gate_up.weight, self.expert.down.weight)
         return swiglu_pair(x, share, *weights), logit
+
+
+class LowRankExpert(nn.Module):
+    """The factors of an expert's three matrices: ``W = W_public + B A`` with ``A`` of ``rank`` rows and ``B`` of ``rank`` columns."""
+
+    def __init__(self, config: ModelConfig, rank: int) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj_a, self.gate_proj_b = _factors(inner, hidden, rank)
+        self.up_proj_a, self.up_proj_b = _factors(inner, hidden, rank)
+        self.down_proj_a, self.down_proj_b = _factors(hidden, inner, rank)
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """``A`` and ``B`` of gate, up and down."""
+        return self.gate_proj_a, self.gate_proj_b, self.up_proj_a, self.up_proj_b, self.down_proj_a, self.down_proj_b
+
+    @torch.no_grad()
+    def init(self, generator: torch.Generator) -> None:
+        """Draw every ``A`` from ``N(0, 1 / columns)`` and set every ``B`` to zero, so that the expert is the public FFN."""
+        for name, factor in self.named_parameters():
+            if name.endswith("_b"):
+                factor.zero_()
+            else:
+                factor.copy_(torch.randn(factor.shape, generator=generator) * factor.shape[1] ** -0.5)
+
+
+def _factors(out: int, into: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    return nn.Parameter(torch.zeros(rank, into)), nn.Parameter(torch.zeros(out, rank))
+
+
+class LowRankPair(nn.Module):
+    """As :class:`ExpertPair` with an expert of low-rank differences to the public FFN, whose products are made once for both."""
+
+    def __init__(self, config: ModelConfig, rank: int) -> None:
+        super().__init__()
+        self.public = SwiGLU(config)
+        self.expert = LowRankExpert(config, rank)
+        self.row = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def router_logit(self, x: Tensor) -> Tensor:
+        """``row . x``: ``[n, H] -> [n]`` fp32."""
+        return x.float() @ self.row.float()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[n, H]`` -> the mix ``[n, H]`` and the router logits ``[n]``."""
+        logit = self.router_logit(x)
+        share = torch.sigmoid(logit)[:, None]
+        return low_rank_pair(x, share, self.public.gate_up.weight, self.public.down.weight, *self.expert.factors()), logit
 
 
 class Mixture(nn.Module):
@@ -106,4 +154,4 @@ def check_allowed(allowed: Tensor, num_experts: int) -> None:
         raise UsageError("The public expert (number 0) cannot be excluded: it is the anchor's own feed-forward network.")
 
 
-FeedForward = SwiGLU | ExpertPair | Mixture
+FeedForward = SwiGLU | ExpertPair | LowRankPair | Mixture

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["IGNORED", "linear_cross_entropy", "rms_norm", "rotate", "swiglu", "swiglu_pair", "token_cross_entropy"]
+__all__ = ["IGNORED", "linear_cross_entropy", "low_rank_pair", "rms_norm", "rotate", "swiglu", "swiglu_pair", "token_cross_entropy"]
 
 IGNORED = -100  # target of a position that is not scored
 
@@ -247,6 +247,28 @@ def swiglu_pair(
     public = swiglu(x_NH, public_gate_up, public_down)
     gap = swiglu(x_NH, gate_up_weight, down_weight) - public
     return torch.addcmul(public, gap, share_N1.to(x_NH.dtype))
+
+
+def low_rank_pair(x_NH: Tensor, share_N1: Tensor, public_gate_up: Tensor, public_down: Tensor, *factors: Tensor) -> Tensor:
+    """``(1 - share) * public(x) + share * expert(x)`` with ``W = W_public + B A`` for each of the expert's matrices.
+
+    The public gate and up products are made once for both, and ``W_down`` is applied to the mixture of both activations. With every ``B``
+    zero the result is the public output bit for bit, whatever the share.
+
+    Args:
+        x_NH: inputs, ``[N, H]``.
+        share_N1: weight of the expert per token, ``[N, 1]`` fp32, differentiable.
+        public_gate_up: ``[2I, H]`` in the dtype of ``x``; gets no gradient.
+        public_down: ``[H, I]`` in the dtype of ``x``; gets no gradient.
+        factors: ``A [r, columns]`` and ``B [rows, r]`` of gate, up and down; may be fp32 masters.
+    """
+    gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x_NH.dtype) for factor in factors)
+    base = F.linear(x_NH, public_gate_up)
+    differences = F.linear(F.linear(x_NH, gate_a), gate_b), F.linear(F.linear(x_NH, up_a), up_b)
+    public, expert = (F.silu(gate) * up for gate, up in (base.chunk(2, dim=-1), (base + torch.cat(differences, dim=-1)).chunk(2, dim=-1)))
+    share = share_N1.to(x_NH.dtype)
+    mixed = torch.addcmul(public, expert - public, share)
+    return torch.addcmul(F.linear(mixed, public_down), F.linear(F.linear(expert, down_a), down_b), share)
 
 
 def _rows_of_logits(x_NH: Tensor, vocab: int) -> int:

@@ -13,12 +13,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from common.errors import ArchitectureError, LayoutError, SafetensorsError, TemplateError
-from common.formats.layout import INDEX_NAME, ROUTER_NAME, input_mean_name, input_second_moment_name, router_row_name
+from common.errors import ArchitectureError, LayoutError, SafetensorsError, TemplateError, UsageError
+from common.formats.layout import (
+    INDEX_NAME,
+    ROUTER_NAME,
+    dense_ffn_name,
+    factor_names,
+    input_mean_name,
+    input_second_moment_name,
+    router_row_name,
+)
 from common.modeling.config import ModelConfig
-from common.modeling.feedforward import ExpertPair
+from common.modeling.feedforward import ExpertPair, LowRankPair
 from common.modeling.model import CausalLM, Kind
-from common.modeling.names import Slot, ffn_slots, slots
+from common.modeling.names import Slot, factor_slots, ffn_slots, slots
 
 __all__ = [
     "RouterStats",
@@ -158,10 +166,10 @@ def _fill_all(model: CausalLM, folder: Path) -> None:
         raise ArchitectureError(f"{folder} lacks {len(wanted)} tensors, the first is {next(iter(wanted))}.")
 
 
-def _empty(config: ModelConfig, kind: Kind, dtype: torch.dtype, device: torch.device | str) -> CausalLM:
+def _empty(config: ModelConfig, kind: Kind, dtype: torch.dtype, device: torch.device | str, rank: int | None = None) -> CausalLM:
     """A model whose parameters have room but no values yet."""
     with torch.device("meta"):
-        model = CausalLM(config, kind=kind)
+        model = CausalLM(config, kind=kind, rank=rank)
     return model.to(dtype).to_empty(device=device)
 
 
@@ -193,6 +201,8 @@ def load_pair(
     *,
     expert: Mapping[str, Tensor] | None = None,
     rows_LH: Tensor | None = None,
+    rank: int | None = None,
+    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> CausalLM:
@@ -202,23 +212,31 @@ def load_pair(
 
     Args:
         folder: a dense ``Olmo2ForCausalLM`` folder.
-        expert: the expert's tensors under their dense names; without it the expert starts as a copy of the public FFN.
+        expert: the expert's tensors under their names in a package; without it the expert starts as the public FFN.
         rows_LH: router rows, one per layer, ``[L, H]``; zeros without it.
+        rank: of the expert's differences to the public FFN; None means a full expert, or the rank of the factors in ``expert``.
+        seed: of the factors of a low-rank expert that starts as the public FFN.
         dtype: of everything frozen.
         device: of everything.
 
     Raises:
         ArchitectureError, LayoutError, SafetensorsError: as :func:`load_model`; also when the folder is a mixture.
         TemplateError: ``expert`` or ``rows_LH`` has another name or shape than the anchor's.
+        UsageError: the rank is less than 1, or more than the anchor's matrices have.
     """
     config = read_config(folder)
     if _is_mixture(folder):
         raise ArchitectureError(f"{folder} is a mixture; an expert is trained against a dense anchor.")
-    model = _empty(config, "pair", dtype, device)
+    rank = _rank_of(expert) if rank is None and expert is not None else rank
+    if rank is not None and not 1 <= rank <= min(config.hidden_size, config.intermediate_size):
+        raise UsageError(f"The rank must be between 1 and {min(config.hidden_size, config.intermediate_size)} for this anchor, not {rank}.")
+    model = _empty(config, "pair", dtype, device, rank)
     _fill_all(model, folder)
     model.requires_grad_(False)
     for layer, pair in enumerate(expert_pairs(model)):
-        pair.expert.to(torch.float32).load_state_dict(pair.public.state_dict())
+        pair.expert.to(torch.float32)
+        if isinstance(pair, ExpertPair):
+            pair.expert.load_state_dict(pair.public.state_dict())
         pair.row = nn.Parameter(torch.zeros(config.hidden_size, dtype=torch.float32, device=device))
         if rows_LH is not None:
             if tuple(rows_LH.shape) != (config.num_layers, config.hidden_size):
@@ -227,25 +245,38 @@ def load_pair(
         pair.expert.requires_grad_(True)
     if expert is not None:
         _fill_expert(model, expert)
+    elif rank is not None:
+        model.init_low_rank(seed)
     return model.eval()
+
+
+def _rank_of(expert: Mapping[str, Tensor]) -> int | None:
+    """The rank of an expert given by factors, None if it has none; whether all factors agree is seen when they are filled in."""
+    first = next((name for name in factor_names(dense_ffn_name(0, "gate_proj")) if name in expert), None)
+    return None if first is None else min(expert[first].shape, default=0)
+
+
+def _expert_slots(model: CausalLM, layer: int) -> dict[str, Slot]:
+    module = f"layers.{layer}.mlp.expert"
+    return ffn_slots(model.config, layer, module) if model.rank is None else factor_slots(model.config, layer, module, model.rank)
 
 
 def _fill_expert(model: CausalLM, expert: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     wanted: dict[str, Slot] = {}
     for layer in range(model.config.num_layers):
-        wanted |= ffn_slots(model.config, layer, f"layers.{layer}.mlp.expert")
+        wanted |= _expert_slots(model, layer)
     odd = sorted(set(wanted) ^ set(expert))
     if odd:
         raise TemplateError(f"The expert's tensors are not exactly the anchor's; {odd[0]} is missing or does not belong.")
     for name, slot in wanted.items():
         if tuple(expert[name].shape) != slot.shape:
-            raise TemplateError(f"Tensor {name} has shape {list(expert[name].shape)}; the anchor's has {list(slot.shape)}.")
+            raise TemplateError(f"Tensor {name} has shape {list(expert[name].shape)} where {list(slot.shape)} belongs.")
         _fill(parameters, name, expert[name], slot)
 
 
 def load_expert(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """The expert of a package folder, unverified: its FFN tensors under their dense names, and its rows ``[L, H]``.
+    """The expert of a package folder, unverified: its FFN tensors or factors under their names there, and its rows ``[L, H]``.
 
     Raises:
         LayoutError: there are no part files, or two hold the same tensor.
@@ -270,20 +301,23 @@ def load_expert(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
     return tensors, torch.cat([rows[name] for name in names])
 
 
-def expert_pairs(model: CausalLM) -> list[ExpertPair]:
+def expert_pairs(model: CausalLM) -> list[ExpertPair | LowRankPair]:
     """The pair of every layer, in order.
 
     Raises:
         ArchitectureError: the model is not one of pairs.
     """
-    pairs = [block.mlp for block in model.layers if isinstance(block.mlp, ExpertPair)]
+    pairs = [block.mlp for block in model.layers if isinstance(block.mlp, ExpertPair | LowRankPair)]
     if not pairs:
         raise ArchitectureError("The model has no expert pair.")
     return pairs
 
 
 def expert_tensors(model: CausalLM, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The pair's expert under the dense names, in layer order, on the CPU: ``model.layers.{l}.mlp.{gate,up,down}_proj.weight``.
+    """The pair's expert under its names in a package, in layer order, on the CPU.
+
+    Of a full expert they are ``model.layers.{l}.mlp.{gate,up,down}_proj.weight``, of a low-rank one ``....lora_A.weight`` and
+    ``....lora_B.weight`` of each.
 
     Args:
         model: a model of pairs.
@@ -292,7 +326,7 @@ def expert_tensors(model: CausalLM, *, dtype: torch.dtype | None = None) -> dict
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for layer in range(len(expert_pairs(model))):
-        for name, slot in ffn_slots(model.config, layer, f"layers.{layer}.mlp.expert").items():
+        for name, slot in _expert_slots(model, layer).items():
             rows = parameters[slot.parameter][slot.start : slot.start + slot.shape[0]]
             tensors[name] = rows.to(device="cpu", dtype=dtype or rows.dtype).clone().contiguous()
     return tensors

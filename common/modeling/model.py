@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from common.modeling.attention import Attention, KVCache, Positions, RMSNorm
 from common.modeling.config import ModelConfig
-from common.modeling.feedforward import ExpertPair, FeedForward, Mixture, RoutingTap, SwiGLU, check_allowed
+from common.modeling.feedforward import ExpertPair, FeedForward, LowRankPair, Mixture, RoutingTap, SwiGLU, check_allowed
 from common.modeling.kernels import IGNORED, linear_cross_entropy, token_cross_entropy
 
 __all__ = ["CausalLM", "Kind", "Taps"]
 
 Kind = Literal["dense", "pair", "mixture"]
 _FFNS: dict[str, Callable[[ModelConfig], FeedForward]] = {"dense": SwiGLU, "pair": ExpertPair, "mixture": Mixture}
+
+
+def _ffn(config: ModelConfig, kind: Kind, rank: int | None) -> FeedForward:
+    return _FFNS[kind](config) if rank is None else LowRankPair(config, rank)
 
 
 @dataclass(slots=True)
@@ -36,10 +40,10 @@ class Taps:
 class Block(nn.Module):
     """``h = x + norm(attention(x)); y = h + norm(ffn(h))``."""
 
-    def __init__(self, config: ModelConfig, kind: Kind, layer: int) -> None:
+    def __init__(self, config: ModelConfig, kind: Kind, layer: int, rank: int | None) -> None:
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp: FeedForward = _FFNS[kind](config)
+        self.mlp: FeedForward = _ffn(config, kind, rank)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layer = layer
@@ -55,7 +59,7 @@ class Block(nn.Module):
     def _mix(self, flat: Tensor, allowed: Tensor | None, taps: Taps | None) -> Tensor:
         if isinstance(self.mlp, SwiGLU):
             return self.mlp(flat)
-        if isinstance(self.mlp, ExpertPair):
+        if isinstance(self.mlp, ExpertPair | LowRankPair):
             mixed, logit = self.mlp(flat)
             if taps is not None:
                 taps.pair_logits.append(logit)
@@ -75,20 +79,30 @@ class CausalLM(nn.Module):
     Args:
         config: the sizes.
         kind: of the FFNs; by default a mixture if ``config.num_experts > 1``, else dense.
+        rank: of the experts of pairs: their matrices are the public ones plus a product of two factors of this rank; None means full.
+
+    Raises:
+        UsageError: a rank of less than 1, or of anything but pairs.
     """
 
-    def __init__(self, config: ModelConfig, *, kind: Kind | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, kind: Kind | None = None, rank: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.kind: Kind = kind or ("mixture" if config.num_experts > 1 else "dense")
+        if rank is not None and (self.kind != "pair" or rank < 1):
+            raise UsageError("Only the expert of a pair has a rank, of at least 1.")
+        self.rank = rank
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, self.kind, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, self.kind, layer, rank) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._allowed: Tensor | None = None
 
     def init_weights(self, seed: int, *, std: float = 0.02) -> None:
-        """Draw every matrix from ``N(0, std)`` and set every norm to one, the same for the same ``seed`` on every machine."""
+        """Draw every matrix from ``N(0, std)`` and set every norm to one, the same for the same ``seed`` on every machine.
+
+        The factors of low-rank experts start as :meth:`init_low_rank` says.
+        """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -96,6 +110,21 @@ class CausalLM(nn.Module):
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
                 else:
                     parameter.fill_(0.0 if name.endswith("mlp.row") else 1.0)
+        if self.rank is not None:
+            self.init_low_rank(seed)
+
+    def init_low_rank(self, seed: int) -> None:
+        """Make every low-rank expert its public FFN: ``A`` drawn from ``N(0, 1 / columns)``, ``B`` zero; repeatable for a ``seed``.
+
+        Raises:
+            UsageError: the model has no low-rank experts.
+        """
+        if self.rank is None:
+            raise UsageError("The model has no low-rank experts.")
+        generator = torch.Generator().manual_seed(seed)
+        for block in self.layers:
+            if isinstance(block.mlp, LowRankPair):
+                block.mlp.expert.init(generator)
 
     @property
     def head_weight(self) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.formats.layout import dense_ffn_name, expert_ffn_name, router_row_name
+from common.formats.layout import FFN_MATRICES, dense_ffn_name, expert_ffn_name, factor_names, router_row_name
 from common.modeling.config import ModelConfig
 
-__all__ = ["Slot", "ffn_slots", "slots"]
+__all__ = ["Slot", "factor_slots", "ffn_slots", "slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,18 @@ def ffn_slots(config: ModelConfig, layer: int, module: str, expert: int | None =
     return {
         dense_ffn_name(layer, matrix) if expert is None else expert_ffn_name(layer, expert, matrix): slot for matrix, slot in places.items()
     }
+
+
+def factor_slots(config: ModelConfig, layer: int, module: str, rank: int) -> dict[str, Slot]:
+    """The six factors of one layer's low-rank expert, filling the ``LowRankExpert`` at ``module``."""
+    places: dict[str, Slot] = {}
+    for matrix in FFN_MATRICES:
+        out, into = config.intermediate_size, config.hidden_size
+        if matrix == "down_proj":
+            out, into = into, out
+        a, b = factor_names(dense_ffn_name(layer, matrix))
+        places |= {a: Slot(f"{module}.{matrix}_a", 0, (rank, into)), b: Slot(f"{module}.{matrix}_b", 0, (out, rank))}
+    return places
 
 
 def slots(config: ModelConfig, kind: str) -> dict[str, Slot]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,12 +19,12 @@ from common.errors import DigestError, UsageError
 from common.formats.hfconfig import flex_olmo_config, loads_config
 from common.formats.layout import INDEX_NAME, ROUTER_NAME, expert_ffn_name, router_row_name, split_dense_ffn
 from common.formats.limits import MAX_DOCUMENT_BYTES
-from common.formats.manifest import ExpertSlot, Manifest, TensorEntry
+from common.formats.manifest import AnchorManifest, ExpertSlot, LowRankKind, Manifest, TensorEntry
 from common.formats.safetensors import TensorSpan, encode_header
 from common.weights.digests import read_small
 from common.weights.index import read_header
 from common.weights.sources import AnchorSource, ExpertSource, Source
-from common.weights.template import CONFIG_NAME, COPIED_FILES, anchor_weight_files, check_template, expert_parts
+from common.weights.template import CONFIG_NAME, COPIED_FILES, anchor_weight_files, check_template, expert_ffn, expert_parts
 
 __all__ = [
     "ANCHOR_FILE",
@@ -32,6 +32,7 @@ __all__ = [
     "AssemblyPlan",
     "OutputFile",
     "Piece",
+    "check_request",
     "encode_index",
     "expert_file",
     "expert_slots",
@@ -90,9 +91,10 @@ class AssemblyPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One tensor of a source: what the manifest says of it and where it lies."""
+    """One tensor of a source: the dtype and shape that the manifest gives it, and where it lies."""
 
-    entry: TensorEntry
+    dtype: str
+    shape: tuple[int, ...]
     piece: Piece
 
 
@@ -117,7 +119,14 @@ def model_tensor_name(name: str, slot: int) -> str:
     return name if split is None else expert_ffn_name(split[0], slot, split[1])
 
 
-def plan_assembly(anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: int, licence: str) -> AssemblyPlan:
+def plan_assembly(
+    anchor: AnchorSource,
+    experts: Sequence[ExpertSource],
+    top_k: int,
+    licence: str,
+    *,
+    materialised: Mapping[str, Path] | None = None,
+) -> AssemblyPlan:
     """Plan the ``FlexOlmoForCausalLM`` folder of an anchor and experts. Reads headers and ``config.json``, no weights.
 
     Args:
@@ -125,26 +134,27 @@ def plan_assembly(anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: 
         experts: slots 1, 2, ... in this order; may be empty.
         top_k: experts active for each token, the anchor's counted.
         licence: of the assembled model, for its manifest.
+        materialised: where the full matrices of each low-rank expert lie, by the expert's digest (``common/lowrank`` writes them).
 
     Returns:
         The plan; the same sources in the same order give an equal plan wherever their files lie.
 
     Raises:
-        UsageError: ``top_k`` is not between 1 and the number of experts with the anchor's, or an expert occurs twice.
+        UsageError: ``top_k`` is not between 1 and the number of experts with the anchor's, an expert occurs twice, or a low-rank
+            expert is not materialised.
         WrongAnchorError, TemplateError, LayoutError: an expert does not fit the anchor.
         ArchitectureError: the anchor's configuration cannot be expressed.
         DigestError: a file's header or ``config.json`` is not what the manifest says.
         SafetensorsError, NotFoundError, StorageError: a source file cannot be read.
     """
-    _check_request(anchor, experts, top_k)
+    check_request(anchor, experts, top_k)
     slots = expert_slots(experts)
     anchor_rows = _tensors(anchor, [ROUTER_NAME], "the anchor")
     rows = [_tensors(source, [ROUTER_NAME], _origin(source)) for source in experts]
     weights = _tensors(anchor, anchor_weight_files(entry.name for entry in anchor.manifest.files), "the anchor")
     tensor_files = [_tensor_file(ANCHOR_FILE, 0, weights)]
     for slot, source in zip(slots, experts, strict=True):
-        parts = expert_parts(entry.name for entry in source.manifest.files)
-        tensor_files.append(_tensor_file(expert_file(slot), slot.slot, _tensors(source, parts, _origin(source))))
+        tensor_files.append(_tensor_file(expert_file(slot), slot.slot, _expert_tensors(source, anchor.manifest, materialised or {})))
     tensor_files.append(_router_file([anchor_rows, *rows], anchor.manifest.architecture.num_hidden_layers))
     config = flex_olmo_config(loads_config(_read_checked(anchor, CONFIG_NAME)), num_experts=len(experts) + 1, top_k=top_k)
     placed = [(span, file.name) for file in tensor_files for span in file.tensors]
@@ -164,7 +174,13 @@ def plan_assembly(anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: 
     )
 
 
-def _check_request(anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: int) -> None:
+def check_request(anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: int) -> None:
+    """Refuse what no plan can be made of, from the manifests alone.
+
+    Raises:
+        UsageError: ``top_k`` is not between 1 and the number of experts with the anchor's, or an expert occurs twice.
+        WrongAnchorError, TemplateError, LayoutError: an expert does not fit the anchor.
+    """
     if not 1 <= top_k <= len(experts) + 1:
         raise UsageError(f"top-k is {top_k}; with {len(experts)} experts and the anchor's own it must be between 1 and {len(experts) + 1}.")
     names = [source.manifest.name for source in experts]
@@ -193,13 +209,35 @@ def _tensors(source: Source[ManifestT], files: Iterable[str], origin: str) -> di
         for span in spans:
             entry = table[file][span.name]
             piece = Piece(path, span.start, span.end - span.start, entry.sha256, f"tensor {span.name} of {origin}")
-            found[span.name] = _Tensor(entry, piece)
+            found[span.name] = _Tensor(entry.dtype, entry.shape, piece)
     return found
+
+
+def _expert_tensors(source: ExpertSource, anchor: AnchorManifest, materialised: Mapping[str, Path]) -> dict[str, _Tensor]:
+    """An expert's FFN matrices, in the order in which they lie: in its parts or, of low rank, in the file made from them."""
+    if not isinstance(source.manifest.kind, LowRankKind):
+        return _tensors(source, expert_parts(entry.name for entry in source.manifest.files), _origin(source))
+    path = materialised.get(source.digest)
+    if path is None:
+        raise UsageError(f"Expert {source.manifest.name} is of low rank and must be materialised before it is assembled.")
+    wanted = expert_ffn(source.manifest, anchor)
+    spans = read_header(path).tensors
+    if {(span.name, span.dtype, span.shape) for span in spans} != {(e.name, e.dtype, e.shape) for e in wanted.values()}:
+        raise DigestError(f"The materialised file of {_origin(source)} does not hold the matrices that its manifest names; remove {path}.")
+    origin = f"materialised {_origin(source)}"
+    return {
+        span.name: _Tensor(
+            span.dtype,
+            span.shape,
+            Piece(path, span.start, span.end - span.start, wanted[span.name].sha256, f"tensor {span.name} of {origin}"),
+        )
+        for span in spans
+    }
 
 
 def _tensor_file(name: str, slot: int, tensors: dict[str, _Tensor]) -> OutputFile:
     """Source tensors in source order, so that they stay long runs of bytes, with their FFN renamed for ``slot``."""
-    forms = [(model_tensor_name(key, slot), item.entry.dtype, item.entry.shape) for key, item in tensors.items()]
+    forms = [(model_tensor_name(key, slot), item.dtype, item.shape) for key, item in tensors.items()]
     head, header = encode_header(forms)
     return OutputFile(name=name, head=head, pieces=tuple(item.piece for item in tensors.values()), tensors=header.tensors)
 
@@ -210,7 +248,7 @@ def _router_file(rows: Sequence[dict[str, _Tensor]], layers: int) -> OutputFile:
     pieces: list[Piece] = []
     for layer in range(layers):
         name = router_row_name(layer)
-        first = rows[0][name].entry
+        first = rows[0][name]
         forms.append((name, first.dtype, (len(rows), first.shape[1])))
         pieces += [row[name].piece for row in rows]
     head, header = encode_header(forms)

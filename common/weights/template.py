@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from common.errors import ArchitectureError, FormatError, LayoutError, TemplateError, WrongAnchorError
 from common.formats.layout import (
@@ -15,6 +16,7 @@ from common.formats.layout import (
     PUBLIC_SAMPLE_NAME,
     ROUTER_NAME,
     TOKENIZER_FILES,
+    factor_names,
     ffn_names,
     input_mean_name,
     input_second_moment_name,
@@ -27,9 +29,11 @@ from common.formats.manifest import AnchorManifest, ExpertManifest, LowRankKind,
 __all__ = [
     "CONFIG_NAME",
     "COPIED_FILES",
+    "FfnTensor",
     "anchor_weight_files",
     "check_anchor_template",
     "check_template",
+    "expert_ffn",
     "expert_parts",
     "is_weights_name",
 ]
@@ -41,6 +45,16 @@ _MODEL_FILE = re.compile(r"model(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 _ANCHOR_FILES = frozenset({CONFIG_NAME, INDEX_NAME, ROUTER_NAME, PUBLIC_SAMPLE_NAME, *COPIED_FILES})
 
 Form = tuple[str, tuple[int, ...]]  # dtype and shape
+
+
+@dataclass(frozen=True, slots=True)
+class FfnTensor:
+    """One FFN matrix as an expert's owner signed it: its Olmo2 name, dtype, shape, and the SHA-256 of its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
 
 
 def is_weights_name(name: str) -> bool:
@@ -131,7 +145,7 @@ def expert_parts(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_template(manifest: ExpertManifest, anchor: AnchorManifest, *, anchor_digest: str | None = None) -> None:
-    """Check that an expert's table is exactly the anchor's FFN and one router row per layer.
+    """Check that an expert's table is exactly the anchor's FFN, or factors of it of one rank, and one router row per layer.
 
     Args:
         manifest: the expert's.
@@ -140,29 +154,80 @@ def check_template(manifest: ExpertManifest, anchor: AnchorManifest, *, anchor_d
 
     Raises:
         WrongAnchorError: the expert names another anchor or consortium.
-        TemplateError: a tensor is missing, surplus, in the wrong file, or of another shape or dtype.
+        TemplateError: a tensor is missing, surplus, in the wrong file, or of another shape or dtype; a rank is out of bounds; or the
+            table of materialised tensors is not of the anchor's FFN.
         LayoutError: the files are not a package's.
     """
     if manifest.consortium != anchor.consortium or (anchor_digest is not None and manifest.anchor != anchor_digest):
         raise WrongAnchorError(f"Expert {manifest.name} was trained against another anchor: {manifest.anchor[:16]}.")
-    if isinstance(manifest.kind, LowRankKind):
-        raise TemplateError("Low-rank experts are not accepted; upload the expert in full.")
     parts = set(expert_parts(entry.name for entry in manifest.files))
     layers = anchor.architecture.num_hidden_layers
-    anchor_table = {entry.name: entry for entry in anchor.tensors if entry.file != ROUTER_NAME}
-    try:
-        expected = {name: _form(anchor_table[name]) for name in ffn_names(layers)}
-        found = _by_name(manifest.tensors, "The package")
-    except KeyError as error:
-        raise TemplateError(f"The anchor has no tensor {error.args[0]}.") from error
-    expected |= {router_row_name(layer): (anchor.architecture.dtype, (1, anchor.architecture.hidden_size)) for layer in range(layers)}
-    fault = _difference({name: _form(entry) for name, entry in found.items()}, expected)
+    ffn = _anchor_ffn(anchor)
+    if isinstance(manifest.kind, LowRankKind):
+        _check_low_rank(manifest.name, manifest.kind, anchor)
+        expected = _factor_forms(ffn, manifest.kind.rank)
+    else:
+        expected = ffn
+    found = _by_name(manifest.tensors, "The package")
+    rows = {router_row_name(layer): (anchor.architecture.dtype, (1, anchor.architecture.hidden_size)) for layer in range(layers)}
+    fault = _difference({name: _form(entry) for name, entry in found.items()}, expected | rows)
     if fault:
         raise TemplateError(f"Expert {manifest.name} does not match its anchor: {fault}.")
-    rows = {router_row_name(layer) for layer in range(layers)}
     for name, entry in found.items():
         if (entry.file == ROUTER_NAME) != (name in rows) or (name not in rows and entry.file not in parts):
             raise TemplateError(f"Tensor {name} lies in {entry.file}, where it does not belong.")
+
+
+def _anchor_ffn(anchor: AnchorManifest) -> dict[str, Form]:
+    """Dtype and shape of the anchor's FFN matrices, in layer order."""
+    table = {entry.name: entry for entry in anchor.tensors if entry.file != ROUTER_NAME}
+    try:
+        return {name: _form(table[name]) for name in ffn_names(anchor.architecture.num_hidden_layers)}
+    except KeyError as error:
+        raise TemplateError(f"The anchor has no tensor {error.args[0]}.") from error
+
+
+def _check_low_rank(expert: str, kind: LowRankKind, anchor: AnchorManifest) -> None:
+    most = min(anchor.architecture.hidden_size, anchor.architecture.intermediate_size)
+    if kind.rank > most:
+        raise TemplateError(f"Expert {expert} is of rank {kind.rank}; its anchor's matrices are of rank {most} at most.")
+    named, needed = {entry.name for entry in kind.materialised}, set(ffn_names(anchor.architecture.num_hidden_layers))
+    if named != needed:
+        odd = min(named ^ needed)
+        raise TemplateError(f"Expert {expert} {'lacks the digest of' if odd in needed else 'gives a digest of'} materialised tensor {odd}.")
+
+
+def _factor_forms(ffn: Mapping[str, Form], rank: int) -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    for name, (dtype, shape) in ffn.items():
+        if len(shape) != 2:
+            raise TemplateError(f"The anchor's tensor {name} is not a matrix.")
+        first, second, (out, into) = *factor_names(name), shape
+        forms |= {first: (dtype, (rank, into)), second: (dtype, (out, rank))}
+    return forms
+
+
+def expert_ffn(manifest: ExpertManifest, anchor: AnchorManifest) -> dict[str, FfnTensor]:
+    """The FFN matrices, under their Olmo2 names, that an expert gives a model: uploaded, or materialised if it is of low rank.
+
+    Args:
+        manifest: the expert's, which :func:`check_template` passed.
+        anchor: the manifest it was trained against.
+
+    Raises:
+        TemplateError: the expert gives no digest of a matrix that the anchor has.
+    """
+    if isinstance(manifest.kind, LowRankKind):
+        digests = {entry.name: entry.sha256 for entry in manifest.kind.materialised}
+        forms = _anchor_ffn(anchor)
+    else:
+        uploaded = {entry.name: entry for entry in manifest.tensors if entry.file != ROUTER_NAME}
+        digests = {name: entry.sha256 for name, entry in uploaded.items()}
+        forms = {name: _form(entry) for name, entry in uploaded.items()}
+    try:
+        return {name: FfnTensor(name, dtype, shape, digests[name]) for name, (dtype, shape) in forms.items()}
+    except KeyError as error:
+        raise TemplateError(f"Expert {manifest.name} lacks the digest of materialised tensor {error.args[0]}.") from error
 
 
 def _form(entry: TensorEntry) -> Form:

@@ -33,7 +33,12 @@ def command(every: bool, home: Home, as_json: bool) -> None:
     if as_json:
         emit_json([_row(expert) for expert in experts])
     elif experts:
-        emit(table(["expert", "version", "owner", "status", "size", "anchor", "digest", "entry"], [_cells(expert) for expert in experts]))
+        emit(
+            table(
+                ["expert", "version", "owner", "status", "kind", "size", "anchor", "digest", "entry"],
+                [_cells(expert) for expert in experts],
+            )
+        )
     else:
         emit("No expert was accepted yet.")
 
@@ -47,6 +52,7 @@ def _row(expert: ExpertState) -> dict[str, Any]:
         "version": expert.version,
         "owner": expert.owner,
         "status": standing(expert, utc_now()),
+        "kind": expert.manifest.kind.model_dump(mode="json", exclude={"materialised"}),
         "size": sum(entry.size for entry in expert.manifest.files),
         "anchor": expert.manifest.anchor,
         "digest": expert.digest,
@@ -61,5 +67,6 @@ def _row(expert: ExpertState) -> dict[str, Any]:
 
 def _cells(expert: ExpertState) -> list[str]:
     row = _row(expert)
+    kind = row["kind"]["type"] if row["kind"]["type"] == "full" else f"rank {row['kind']['rank']}"
     short = (row["anchor"][:12], row["digest"][:12], str(row["index"]))
-    return [row["name"], str(row["version"]), row["owner"].rsplit("/", 1)[-1], row["status"], format_bytes(row["size"]), *short]
+    return [row["name"], str(row["version"]), row["owner"].rsplit("/", 1)[-1], row["status"], kind, format_bytes(row["size"]), *short]

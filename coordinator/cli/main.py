@@ -27,6 +27,7 @@ COMMANDS: Final[CommandTable] = {
     "anchors": ("coordinator.cli.anchors:command", "List published anchors."),
     "log": ("coordinator.cli.log:command", "List the transparency log's entries."),
     "assemble": ("coordinator.cli.assemble:command", "Make one mixture-of-experts model from the experts in force."),
+    "tune-router": ("coordinator.cli.tune_router:command", "Train an assembled model's router on public text."),
     "evaluate": ("coordinator.cli.evaluate:command", "Measure models on text, side by side."),
     "generate": ("coordinator.cli.generate:command", "Continue a prompt, leaving out experts if asked."),
 }
@@ -41,7 +42,7 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "google": "coordinator",
     "sqlalchemy": "coordinator",
     "torch": "train",
-    "numpy": "train",
+    "numpy": "coordinator",
     "safetensors": "train",
     "tokenizers": "train",
 }

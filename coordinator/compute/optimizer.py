@@ -1,7 +1,6 @@
 """The anchor's optimizer: float32 master weights over a model in any dtype, AdamW (arXiv 1711.05101) and Muon for the layers' matrices.
 
-Muon (Jordan 2024, "Muon: an optimizer for hidden layers in neural networks") replaces a matrix's momentum by the nearest matrix with
-equal singular values, found by a few Newton-Schulz iterations. A small model learns the same from fewer tokens by it.
+A small model learns the same from fewer tokens by Muon (:mod:`common.modeling.muon`).
 """
 
 from __future__ import annotations
@@ -12,28 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import FormatError
+from common.modeling.muon import muon_update
 from coordinator.compute.presets import AnchorSettings
 
-__all__ = ["Optimizer", "orthogonalise"]
+__all__ = ["Optimizer"]
 
 _MOMENTUM = 0.95
-_ITERATIONS = 5
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of the published iteration
-_MUON_SCALE = 0.2  # gives Muon's update the root mean square of AdamW's (arXiv 2502.16982)
 _SEPARATOR = "|"
-
-
-def orthogonalise(matrices_NOI: Tensor) -> Tensor:
-    """Approximately ``U V^T`` of each matrix ``U S V^T``; ``[N, O, I] -> [N, O, I]``, in float32 on a CPU, else in bfloat16."""
-    a, b, c = _QUINTIC
-    x = matrices_NOI.float() if matrices_NOI.device.type == "cpu" else matrices_NOI.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices_NOI.dtype)
 
 
 class Optimizer:
@@ -94,10 +78,8 @@ class Optimizer:
         torch._foreach_lerp_(momenta, fresh, 1 - _MOMENTUM)
         ahead = torch.stack([gradient.lerp(momentum, _MOMENTUM) for gradient, momentum in zip(fresh, momenta, strict=True)])
         # The gate and up projections are one parameter but two maps, so each half is turned by itself.
-        halves = 2 if names[0].endswith("gate_up.weight") else 1
-        _, out, inner = ahead.shape
-        update = orthogonalise(ahead.view(-1, out // halves, inner)) * (_MUON_SCALE * max(out // halves, inner) ** 0.5)
-        for name, change in zip(names, update.view_as(ahead), strict=True):
+        update = muon_update(ahead, maps=2 if names[0].endswith("gate_up.weight") else 1)
+        for name, change in zip(names, update, strict=True):
             self._masters[name].mul_(1 - lr * self._settings.weight_decay).add_(change, alpha=-lr)
 
     def state(self) -> dict[str, Tensor]:

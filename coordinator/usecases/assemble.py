@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import NotFoundError, UsageError, WithdrawnError
+from common.errors import AlreadyExistsError, NotFoundError, UsageError, WithdrawnError
+from common.files import storage_errors
 from common.formats.fields import format_time, utc_now
-from common.formats.manifest import MANIFEST_NAME, ExpertSlot, Manifest
+from common.formats.manifest import MANIFEST_NAME, ExpertSlot
 from common.formats.statements import ModelAssembled
 from common.ledger.state import AnchorState, ConsortiumState, ExpertState
 from common.progress import ProgressSink, silent
 from common.trust.oms import sign_resources
 from common.trust.statements import sign_statement
 from common.weights.assembly import AssemblyPlan, plan_assembly, write_assembly
-from common.weights.sources import Source
+from common.weights.plan import check_request
+from common.weights.sources import AnchorSource, ExpertSource, Source
 from coordinator.log.view import LogReceipt
 from coordinator.usecases.context import Coordinator
+from coordinator.usecases.materialise import anchor_blobs, blob_resolver, discard_materialised, materialised_files
 
 __all__ = ["DEFAULT_TOP_K", "AssembledModel", "assemble_model", "choose_anchor", "choose_experts"]
 
@@ -69,10 +72,13 @@ def assemble_model(
     state = coordinator.ledger.state()
     base = choose_anchor(state, anchor)
     chosen = choose_experts(state, base, include=include, exclude=exclude)
-    resolve = coordinator.blobs.path
-    sources = [Source(expert.manifest, expert.digest, _by_name(expert.manifest, resolve)) for expert in chosen]
+    base_source = anchor_blobs(coordinator, base)
+    sources = [Source(expert.manifest, expert.digest, blob_resolver(coordinator.blobs, expert.manifest)) for expert in chosen]
     active = min(DEFAULT_TOP_K, len(chosen) + 1) if top_k is None else top_k
-    plan = plan_assembly(Source(base.manifest, base.digest, _by_name(base.manifest, resolve)), sources, active, licence)
+    _check_before_work(out, base_source, sources, active)
+    discard_materialised(coordinator, {expert.digest for expert in state.experts_in_force(at=utc_now())})
+    whole = materialised_files(coordinator, base_source, sources, progress=progress)
+    plan = plan_assembly(base_source, sources, active, licence, materialised=whole)
     logged: list[LogReceipt] = []
 
     def sign(resources: Mapping[str, str]) -> bytes:
@@ -87,9 +93,12 @@ def assemble_model(
     return AssembledModel(digest, plan.experts, plan.top_k, logged[0])
 
 
-def _by_name(manifest: Manifest, resolve: Callable[[str], Path]) -> Callable[[str], Path]:
-    digests = {entry.name: entry.sha256 for entry in manifest.files}
-    return lambda name: resolve(digests[name])
+def _check_before_work(out: Path, anchor: AnchorSource, experts: Sequence[ExpertSource], top_k: int) -> None:
+    """Materialising may take long; what would be refused after it is refused before it."""
+    check_request(anchor, experts, top_k)
+    with storage_errors(str(out)):
+        if out.exists() or out.is_symlink():
+            raise AlreadyExistsError(f"{out} exists already; choose another name or remove it.")
 
 
 def choose_anchor(state: ConsortiumState, wanted: str | None) -> AnchorState:

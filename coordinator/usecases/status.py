@@ -67,8 +67,10 @@ def standing(expert: ExpertState, at: datetime) -> str:
 
 def _uses(state: ConsortiumState, owner: OwnerState) -> tuple[ModelUse, ...]:
     uses: list[ModelUse] = []
-    for model in state.models:
-        names = tuple(f"{slot.name}@{slot.version}" for slot in model.statement.experts if slot.owner == owner.uri)
+    made = [(model.digest, model.index, model.assembled_at, model.statement) for model in state.models]
+    made += [(tuned.digest, tuned.index, tuned.tuned_at, tuned.base.statement) for tuned in state.tuned]
+    for digest, index, moment, statement in sorted(made, key=lambda each: each[1]):
+        names = tuple(f"{slot.name}@{slot.version}" for slot in statement.experts if slot.owner == owner.uri)
         if names:
-            uses.append(ModelUse(model.digest, model.index, model.assembled_at, names))
+            uses.append(ModelUse(digest, index, moment, names))
     return tuple(uses)

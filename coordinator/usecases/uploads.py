@@ -30,11 +30,12 @@ from common.formats.manifest import MANIFEST_NAME, SIGNATURE_NAME, ExpertManifes
 from common.formats.strictjson import parse_document
 from common.ledger.state import ConsortiumState, ExpertState, OwnerState
 from common.weights.packages import check_finite, verify_package
-from common.weights.sources import in_folder
+from common.weights.sources import Source, in_folder
 from coordinator.log.view import LogReceipt
 from coordinator.store.uploads import ChunkKey, UploadRecord
 from coordinator.usecases.admission import OfferedPackage, check_rules, read_offer
 from coordinator.usecases.context import Coordinator
+from coordinator.usecases.materialise import check_materialised
 
 __all__ = ["OfferResult", "abandon_upload", "accepted_bytes", "clear_uploads", "commit_upload", "offer_upload", "open_upload"]
 
@@ -139,7 +140,8 @@ def commit_upload(coordinator: Coordinator, owner: OwnerState, upload_id: str) -
 
     1. Nobody writes to it any more.
     2. Every chunk has arrived.
-    3. The package as it lies on the disk verifies: signature, files, tensors, every value finite.
+    3. The package as it lies on the disk verifies: signature, files, tensors, every value finite; a low-rank expert's factors give
+       the matrices that its owner signed.
     4. With nobody else deciding: the rules still hold; blobs, then the log.
 
     Raises:
@@ -174,6 +176,7 @@ def _admit(coordinator: Coordinator, owner: OwnerState, record: UploadRecord) ->
     folder = coordinator.uploads.folder(record.id)
     verify_package(folder, coordinator.root, at=utc_now(), owner=owner.uri)  # (3)
     check_finite(manifest, in_folder(folder))
+    check_materialised(coordinator, coordinator.ledger.state(), Source(manifest, record.manifest, in_folder(folder)))
     documents = (_document(coordinator, record, SIGNATURE_NAME), _document(coordinator, record, MANIFEST_NAME))
     with coordinator.ledger.exclusive() as session:  # (4)
         if session.state is None:

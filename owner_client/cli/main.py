@@ -20,6 +20,8 @@ COMMANDS: Final[CommandTable] = {
     "join": ("owner_client.cli.join:join", "Join a consortium with the invitation its operator gave you."),
     "pull": ("owner_client.cli.pull:pull", "Download the public anchor model and verify it."),
     "train": ("owner_client.cli.train:train", "Train an expert on private files; nothing leaves this machine."),
+    "compress": ("owner_client.cli.compress:compress", "Cut a full expert down to a smaller, low-rank one."),
+    "proxies": ("owner_client.cli.proxies:proxies", "Name public documents that stand for your text, for tuning a router."),
     "review": ("owner_client.cli.review:review", "Show every file and byte of a package that would leave."),
     "push": ("owner_client.cli.push:push", "Sign a package, upload it and keep the log's receipt."),
     "status": ("owner_client.cli.status:status", "Show who you are, your anchors and your experts."),

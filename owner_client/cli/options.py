@@ -17,6 +17,8 @@ from owner_client.keys.keystore import KeyStore
 from owner_client.keys.passphrase import PASSPHRASE_VARIABLE, find_passphrase
 
 __all__ = [
+    "GroupedCommand",
+    "GroupedOption",
     "ask_yes",
     "examples",
     "home_option",
@@ -34,6 +36,33 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 def examples(*lines: str) -> str:
     """The end of a command's help: ``lines`` to try, each on its own line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class GroupedOption(click.Option):
+    """An option that ``--help`` lists under a heading.
+
+    Args:
+        group: the heading.
+    """
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose ``--help`` lists its :class:`GroupedOption` under their headings, after the other options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, heading by heading."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(parameter.group if isinstance(parameter, GroupedOption) else "Options", []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
 
 
 def _to_home(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Home:

@@ -11,14 +11,14 @@ from pathlib import Path
 from common.errors import AlreadyExistsError
 from common.files import fsync_folder, fsync_tree, storage_errors, write_atomic
 from common.formats.fields import utc_now
-from common.formats.manifest import MANIFEST_NAME, FullKind
+from common.formats.manifest import MANIFEST_NAME, FullKind, LowRankKind
 from common.progress import ProgressSink, silent
 from common.weights.packages import build_expert_manifest
 from owner_client.config import Home, OwnerConfig
 from owner_client.daemon.review import Review, review_package
 from owner_client.daemon.versions import NextVersion
 
-__all__ = ["Terms", "publish_package", "require_free"]
+__all__ = ["Terms", "publish_package", "replaced_folder", "require_free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,15 @@ def require_free(home: Home, expert: str, version: int, *, fresh: bool) -> None:
             f"{package} is trained and waits to be pushed. Push it, or train it anew with --fresh. "
             "The next version follows once this one is pushed."
         )
-    aside = _set_aside(home, expert, version)
+    aside = replaced_folder(home, expert, version)
     with storage_errors(str(aside)):
         shutil.rmtree(aside, ignore_errors=True)
         home.runs.mkdir(parents=True, exist_ok=True)
         package.rename(aside)
 
 
-def _set_aside(home: Home, expert: str, version: int) -> Path:
+def replaced_folder(home: Home, expert: str, version: int) -> Path:
+    """Where a package that is being replaced waits until the other has taken its place."""
     run = home.run(expert, version)
     return run.with_name(run.name + ".replaced")
 
@@ -64,6 +65,7 @@ def publish_package(
     expert: str,
     following: NextVersion,
     anchor: str,
+    kind: FullKind | LowRankKind,
     training: Mapping[str, int | str],
     terms: Terms,
     progress: ProgressSink = silent,
@@ -81,7 +83,7 @@ def publish_package(
         name=expert,
         version=following.version,
         anchor_digest=anchor,
-        kind=FullKind(type="full"),
+        kind=kind,
         training=dict(training),
         licence=terms.licence,
         permitted_uses=terms.permitted_uses,
@@ -98,5 +100,5 @@ def publish_package(
         fsync_tree(folder)
         folder.rename(target)
         fsync_folder(target.parent)
-        shutil.rmtree(_set_aside(home, expert, following.version), ignore_errors=True)
+        shutil.rmtree(replaced_folder(home, expert, following.version), ignore_errors=True)
     return replace(review, folder=target, package=replace(review.package, folder=target))

@@ -79,7 +79,7 @@ class Review:
                 {"name": file.name, "size": file.size, "sha256": file.sha256, "purpose": file.purpose, "notes": dict(file.notes)}
                 for file in self.files
             ],
-            "manifest": self.manifest.model_dump(mode="json", exclude={"files", "tensors"}),
+            "manifest": self.manifest.model_dump(mode="json", exclude={"files": True, "tensors": True, "kind": {"materialised"}}),
             "parameters": _parameters(self.manifest),
             "privacy": dict(self.privacy),
             "signature": {"name": SIGNATURE_NAME, "signed": self.signed, "size": self.signature_bytes, "exact": self.signed},

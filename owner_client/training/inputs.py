@@ -11,12 +11,13 @@ from common.errors import DataError, UsageError
 from common.formats.layout import PUBLIC_SAMPLE_NAME
 from common.progress import ProgressSink
 from common.textdata.readers import expand
-from common.textdata.tokens import TokenFile, Tokenizer, input_digest, tokenize_to_file
+from common.textdata.tokens import TokenFile, Tokenizer, input_digest, open_token_file, tokenize_to_file
 from owner_client.data.documents import DocumentCounts, Part, documents
 from owner_client.training.settings import TrainSettings
 
 __all__ = ["RunInputs", "prepare_inputs"]
 
+_NAMES = ("private-train", "private-heldout", "public-train", "public-heldout")
 _LEAST_TOKENS = 64  # of private training text; less is surely a mistake
 
 
@@ -30,6 +31,23 @@ class RunInputs:
     public_heldout: TokenFile | None
     digest: str
     """sha256 in hex over all input files."""
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the streams there are, for :meth:`reopened`."""
+        streams = (self.private, self.private_heldout, self.public, self.public_heldout)
+        return [name for name, stream in zip(_NAMES, streams, strict=True) if stream is not None]
+
+    @classmethod
+    def reopened(cls, run_dir: Path, parts: Sequence[str], digest: str) -> RunInputs:
+        """The streams that another process prepared in ``run_dir``.
+
+        Raises:
+            LayoutError: a stream is missing or damaged.
+        """
+        opened = {name: open_token_file(run_dir / "tokens" / name) for name in ("private-train", *parts)}
+        heldout, public, public_heldout = (opened.get(name) for name in _NAMES[1:])
+        return cls(opened["private-train"], heldout, public, public_heldout, digest)
 
 
 def prepare_inputs(

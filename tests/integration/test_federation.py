@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from common.formats.manifest import ExpertManifest
+from common.formats.proxies import encode_proxies, parse_proxies, text_digest
 from common.formats.strictjson import parse_document
 from common.modeling.loading import load_model
 from tests.support.domains import DOMAINS, write_domains
@@ -80,6 +84,20 @@ def be_owner(made: Federation, name: str) -> None:
     run("owner", "train", "--data", made.data(name, "train"), "--name", name, "--steps", EXPERT_STEPS, *home)
     run("owner", "review", name, *home)
     run("owner", "push", name, "--yes", *home)
+
+
+@pytest.fixture(scope="module")
+def tuned(federation: Federation) -> Path:
+    """The model of one expert, its router tuned on what that expert's owner chose from the public sample."""
+    listed = federation.folder / "code.proxies.jsonl"
+    data = ("--data", federation.data("code", "train"))
+    run("owner", "proxies", "code", *data, "--count", 12, "--out", listed, "--home", federation.owner("code"))
+    quick = ("--steps", 4, "--batch-tokens", 1024, "--seq-len", 128)
+    run(
+        "coordinator", "tune-router", federation.model("code"), "--proxies", f"code={listed}", *quick,
+        "--out", federation.model("tuned"), "--home", federation.home,
+    )  # fmt: skip
+    return federation.model("tuned")
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -190,6 +208,64 @@ def test_a_withdrawn_expert_cannot_be_assembled(federation: Federation, tmp_path
     done = run("coordinator", "assemble", tmp_path / "model", "--include", "heads", "--home", federation.home, expect=57)
     assert "withdrawn" in done.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_a_tuned_router_differs_in_its_rows_alone_and_is_named_as_tuned(federation: Federation, tuned: Path) -> None:
+    base, other = bytes_of(federation.model("code")), bytes_of(tuned)
+    assert base.keys() == other.keys()
+    assert {name for name in base if base[name] != other[name]} == {"model-router.safetensors", "manifest.json"}
+    assert bool((load_model(tuned).layers[0].mlp.rows[0] == 0).all())
+    arguments = ("--root", federation.root, "--log", federation.log)
+    assert "TUNED by the operator" in run("audit", "model", tuned, *arguments).stdout
+    found = run_json("audit", "model", tuned, *arguments)["tuned"]
+    listed = federation.folder / "code.proxies.jsonl"
+    assert found["proxies"] == [{"expert": "code", "sha256": hashlib.sha256(listed.read_bytes()).hexdigest()}]
+    assert found["base"] == hashlib.sha256(base["manifest.json"]).hexdigest()
+    assert found["changed_rows"] == 4
+    assert run_json("coordinator", "log", "--last", 1, "--home", federation.home)["entries"][0]["kind"] == "router-tuned"
+
+
+def test_only_digests_of_public_documents_leave_as_proxies(federation: Federation, tuned: Path) -> None:
+    head, digests = parse_proxies((federation.folder / "code.proxies.jsonl").read_bytes())
+    assert (head.expert, len(digests)) == ("code", 12)
+    with gzip.open(next(federation.owner("code").glob("anchors/*/public-sample.jsonl.gz")), "rt", encoding="utf-8") as stream:
+        public = {text_digest(json.loads(line)["text"]) for line in stream}
+    assert set(digests) <= public
+
+
+def test_stock_transformers_loads_a_tuned_model(federation: Federation, tuned: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokens = torch.arange(5, 69)[None]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)(tokens).logits
+        assert float((theirs - load_model(tuned)(tokens)).abs().max()) < 1e-4
+        assert float((theirs - load_model(federation.model("code"))(tokens)).abs().max()) > 1e-3, "tuning makes a difference"
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "code", "said"),
+    [
+        ("all", [], 57, "heads of this model is not in force"),
+        ("tuned", [], 10, "tuned already"),
+        ("code", ["--proxies", "heads={listed}"], 10, "no expert of this model"),
+        ("code", ["--proxies", "code={listed}", "--data", "code={listed}"], 10, "given twice"),
+        ("code", ["--proxies", "code={listed}", "--top-k", "3"], 10, "3 experts cannot be active"),
+        ("code", ["--proxies", "code={elsewhere}"], 10, "another anchor"),
+        ("code", ["--proxies", "code={strange}"], 12, "1 of the 1 documents"),
+    ],
+)
+def test_a_router_that_cannot_be_tuned(
+    federation: Federation, tuned: Path, tmp_path: Path, model: str, more: list[str], code: int, said: str
+) -> None:
+    names = {"listed": federation.folder / "code.proxies.jsonl", "elsewhere": tmp_path / "elsewhere", "strange": tmp_path / "strange"}
+    head, digests = parse_proxies(names["listed"].read_bytes())
+    names["elsewhere"].write_bytes(encode_proxies("code", "0" * 64, digests))
+    names["strange"].write_bytes(encode_proxies("code", head.anchor, ["1" * 64]))
+    options = ("--out", tmp_path / "out", "--steps", 1, "--batch-tokens", 256, "--home", federation.home)
+    done = run("coordinator", "tune-router", federation.model(model), *options, *(text.format(**names) for text in more), expect=code)
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_evaluation_leaves_no_report(federation: Federation, tmp_path: Path) -> None:

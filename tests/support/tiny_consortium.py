@@ -25,6 +25,8 @@ from common.formats.statements import (
     ModelAssembled,
     OwnerAdmitted,
     OwnerRevoked,
+    ProxyUse,
+    RouterTuned,
     Statement,
 )
 from common.formats.strictjson import b64encode, parse_document
@@ -37,8 +39,10 @@ from common.trust.keys import generate_log_key, generate_signing_key
 from common.trust.oms import sign_resources
 from common.trust.statements import sign_statement
 from common.weights.assembly import anchor_source, expert_source, plan_assembly, write_assembly
+from common.weights.packages import verify_model
+from common.weights.tuned import write_tuned
 from tests.support.tiny_manifests import anchor_manifest, expert_manifest, sha256
-from tests.support.tiny_weights import TINY, TinyShape, write_anchor_files, write_expert_files
+from tests.support.tiny_weights import TINY, TinyShape, read_safetensors, write_anchor_files, write_expert_files
 
 BEGIN = datetime(2026, 3, 1, 8, 0, 0, tzinfo=UTC)
 
@@ -267,6 +271,40 @@ class TinyConsortium:
             log_size=len(self.entries),
         )
         return self.append("model-assembled", f"model/{sha256(raw)[:16]}", self.state(statement, self.operator))
+
+    def tune(self, model: Path, *experts: str, out: str = "tuned", log: bool = True, rows: dict[str, bytes] | None = None) -> Path:
+        """A model with other router rows (by default every row but the public one negated), signed and (by default) logged."""
+        base = verify_model(model, self.root, self.now)
+        found = {name: (shape, raw) for name, (_, shape, raw) in read_safetensors(model / "model-router.safetensors").items()}
+        negated = {name: _negated(raw, keep=len(raw) // shape[0]) for name, (shape, raw) in found.items()}
+        raw = write_tuned(
+            base,
+            rows or negated,
+            self.folder / out,
+            sign=lambda resources: sign_resources(resources, out, self.operator.key, self.operator.certificate),
+        )
+        if log:
+            self.log_tuned(raw, base.digest, *experts)
+        return self.folder / out
+
+    def log_tuned(self, raw: bytes, base: str, *experts: str) -> int:
+        """Log that the model with this manifest was tuned from ``base``."""
+        statement = RouterTuned(
+            schema="elmgrove.router-tuned/v1",
+            consortium=self.name,
+            created=format_time(self.now),
+            manifest=sha256(raw),
+            base=base,
+            proxies=tuple(ProxyUse(expert=expert, sha256=sha256(expert.encode())) for expert in experts),
+            settings={"steps": 1},
+            log_size=len(self.entries),
+        )
+        return self.append("router-tuned", f"model/{sha256(raw)[:16]}", self.state(statement, self.operator))
+
+
+def _negated(raw: bytes, *, keep: int) -> bytes:
+    """Every little-endian value after the first ``keep`` bytes with its sign turned; the tiny models are F32."""
+    return raw[:keep] + bytes(byte ^ 0x80 if at % 4 == 3 else byte for at, byte in enumerate(raw[keep:]))
 
 
 def hash_seed(expert: str, version: int) -> int:

@@ -14,6 +14,7 @@ from common.formats.layout import (
     INDEX_NAME,
     PRIVACY_NAME,
     ROUTER_NAME,
+    factor_names,
     ffn_names,
     input_mean_name,
     input_second_moment_name,
@@ -147,6 +148,27 @@ def write_expert_files(folder: Path, shape: TinyShape = TINY, *, seed: int = 1, 
         write_safetensors(
             folder / part_name(part), {name: (shape.dtype, shapes[name], random_bytes(rng, shape.dtype, shapes[name])) for name in chosen}
         )
+    _write_rest(folder, shape, rng)
+
+
+def write_low_rank_files(folder: Path, shape: TinyShape = TINY, *, rank: int = 2, seed: int = 1, parts: int = 2) -> None:
+    """The files of a low-rank package without manifest and signature."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = olmo2_shapes(shape.architecture, tied=shape.tied)
+    tensors: dict[str, Tensor] = {}
+    for name in ffn_names(shape.layers):
+        (out, into), (a, b) = shapes[name], factor_names(name)
+        tensors[a] = (shape.dtype, (rank, into), random_bytes(rng, shape.dtype, (rank, into)))
+        tensors[b] = (shape.dtype, (out, rank), random_bytes(rng, shape.dtype, (out, rank)))
+    names, per_part = list(tensors), -(-len(tensors) // parts)
+    for part in range(parts):
+        chosen = names[part * per_part : (part + 1) * per_part]
+        write_safetensors(folder / part_name(part), {name: tensors[name] for name in chosen})
+    _write_rest(folder, shape, rng)
+
+
+def _write_rest(folder: Path, shape: TinyShape, rng: random.Random) -> None:
     row = (1, shape.hidden)
     write_safetensors(
         folder / ROUTER_NAME,

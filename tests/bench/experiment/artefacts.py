@@ -99,7 +99,8 @@ class Artefacts:
     @cached_property
     def anchor(self) -> Task:
         """The anchor as it is published: with its public sample, router statistics and manifest."""
-        preset = replace(self.sizes.anchor, settings=replace(self.sizes.anchor.settings, seed=self.seed))
+        seed = self.seed if self.sizes.anchor_seed is None else self.sizes.anchor_seed
+        preset = replace(self.sizes.anchor, settings=replace(self.sizes.anchor.settings, seed=seed))
 
         def make(desk: Desk) -> Mapping[str, Any]:
             trained, mix = desk.work / "anchor", self.corpus.mix()
@@ -114,7 +115,7 @@ class Artefacts:
 
         identity = {"preset": asdict(preset), "corpus": self.corpus.digest, "sample_bytes": self.sizes.sample_bytes}
         cost = preset.settings.tokens * self.costs.full_training()
-        return Task("anchor", f"anchor, seed {self.seed}", identity, make, cost=cost)
+        return Task("anchor", f"anchor, seed {seed}", identity, make, cost=cost)
 
     def anchor_folder(self) -> Path:
         """Where it is."""

@@ -27,13 +27,15 @@ class Sizes:
     """Per domain of training documents held out for choosing temperatures and learning rates."""
     sample_bytes: int
     """Of public text that is published with the anchor."""
-    public_slice: float = 0.10
+    public_slice: float = 0.15
     """Share of every private domain's documents that is public: the anchor trains on it, the owner does not."""
     tune_share: float = 0.04
     """Share of the other training documents that nobody trains on."""
     moe_top_k: int = 2
     """Active experts of the mixtures that are trained jointly."""
     seeds: tuple[int, ...] = (1, 2, 3)
+    anchor_seed: int | None = None
+    """Train one anchor with this seed for all seeds; by default every seed trains its own."""
 
     @property
     def batch_tokens(self) -> int:
@@ -81,13 +83,14 @@ PRESETS = {
     ),
     "small": Sizes(
         name="small",
-        anchor=_anchor("small", 128, 512, 4, 4096, _TRAINING),
+        anchor=_anchor("small", 128, 512, 4, 1024, _TRAINING),
         pair_tokens=262_144,
         proxies=100,
         tuning_tokens=131_072,
         eval_tokens=20_000,
         tune_tokens=4_000,
         sample_bytes=4_000_000,
+        anchor_seed=1,
     ),
     "full": Sizes(
         name="full",

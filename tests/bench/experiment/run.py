@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -21,7 +22,7 @@ import torch
 from common.console import TerminalProgress, emit, format_seconds
 from common.errors import ElmgroveError, InterruptedByUserError, UsageError
 from tests.bench.experiment.artefacts import Artefacts
-from tests.bench.experiment.data import prepare_corpus
+from tests.bench.experiment.data import Corpus, prepare_corpus
 from tests.bench.experiment.presets import PRESETS
 from tests.bench.experiment.rows import GROUPS, Row, all_rows
 from tests.bench.experiment.store import Store, Task, estimate, run_tasks
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder of NAME.{train,valid}.jsonl.gz, one NAME being public")
     parser.add_argument("--out", type=Path, default=Path("experiment-run"), help="folder of the results (default: experiment-run)")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes (default: small)")
+    parser.add_argument("--domains", help="comma-separated owners; by default every private domain of the folder")
     parser.add_argument("--seeds", help="comma-separated; by default the preset's")
     parser.add_argument("--stage", choices=("all", "baselines", "ours", "table", "sweep"), default="all", help="what to do (default: all)")
     parser.add_argument("--ablations", default="1", help="seeds of the ablation rows, comma-separated or empty (default: 1)")
@@ -70,6 +72,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     store = Store(options.out.resolve())
     with store.lock("corpus", wait=True):
         corpus = prepare_corpus(options.data.resolve(), store.folder, public_slice=sizes.public_slice, tune_share=sizes.tune_share)
+    corpus = _owners(corpus, options.domains)
     seeds = _numbers(options.seeds) or list(sizes.seeds)
     if options.stage == "sweep":
         sweep(Artefacts(store, corpus, sizes, seeds[0]), progress=TerminalProgress())
@@ -99,6 +102,16 @@ class _Calm:
             self._shown = now
             shown = "".join(f", {name} {text}" for name, text in (figures or {}).items())
             emit(f"    {label}: {done:,} of {total:,} {unit}{shown}", error=True)
+
+
+def _owners(corpus: Corpus, text: str | None) -> Corpus:
+    """The corpus with some of its domains as owners; the anchor has seen a slice of all of them."""
+    if text is None:
+        return corpus
+    named = tuple(sorted(set(text.split(","))))
+    if not set(named) <= set(corpus.domains):
+        raise UsageError(f"Owners are among {', '.join(corpus.domains)}, not {text}.")
+    return replace(corpus, domains=named)
 
 
 def _numbers(text: str | None) -> list[int]:

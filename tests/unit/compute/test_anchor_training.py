@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from common.errors import AlreadyExistsError, DataError, InterruptedByUserError, TextFieldError, UsageError
 from common.modeling.loading import load_model
 from coordinator.compute.anchor_training import _rate, train_anchor
-from coordinator.compute.optimizer import Optimizer, orthogonalise
+from coordinator.compute.optimizer import Optimizer
 from coordinator.compute.presets import PRESETS, AnchorSettings, Preset, preset
 from tests.unit.compute.small_models import SETTINGS, topics, write_rows
 
@@ -203,17 +203,6 @@ def test_the_learning_rate_rises_then_falls(schedule: str) -> None:
     assert max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.02)
-
-
-def test_orthogonalise_equalises_singular_values() -> None:
-    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
-    for result in (orthogonalise(matrices), orthogonalise(matrices.mT).mT):
-        values = torch.linalg.svdvals(result)
-        assert float(values.min()) > 0.5
-        assert float(values.max()) < 1.3
-    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    cosine = torch.nn.functional.cosine_similarity((u @ v).flatten(1), orthogonalise(matrices).flatten(1))
-    assert float(cosine.min()) > 0.95
 
 
 def test_gradients_that_are_not_finite_change_nothing() -> None:

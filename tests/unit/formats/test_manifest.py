@@ -54,6 +54,11 @@ GOOD: dict[type[Manifest], dict[str, Any]] = {
     },
     ModelManifest: TABLES | {"schema": "elmgrove.model/v1", "anchor": "5" * 64, "experts": [slot(1), slot(2, "fern")], "top_k": 3},
 }  # fmt: skip
+LOW_RANK: dict[str, Any] = {
+    "type": "low_rank",
+    "rank": 4,
+    "materialised": [{"name": "a", "sha256": "7" * 64}, {"name": "b", "sha256": "8" * 64}],
+}
 KINDS = list(GOOD)
 Change = Callable[[dict[str, Any]], object]
 
@@ -128,6 +133,26 @@ OWN: list[tuple[type[Manifest], str, Change, str]] = [
     (ExpertManifest, "kind", lambda d: d.update(kind={"type": "pickle"}), "kind"),
     (ExpertManifest, "full with rank", lambda d: d.update(kind={"type": "full", "rank": 4}), "kind.full.rank"),
     (ExpertManifest, "low rank without rank", lambda d: d.update(kind={"type": "low_rank"}), "kind.low_rank.rank"),
+    (ExpertManifest, "rank 0", lambda d: d.update(kind=LOW_RANK | {"rank": 0}), "kind.low_rank.rank"),
+    (ExpertManifest, "nothing materialised", lambda d: d.update(kind=LOW_RANK | {"materialised": []}), "kind.low_rank.materialised"),
+    (
+        ExpertManifest,
+        "materialised unsorted",
+        lambda d: d.update(kind=LOW_RANK | {"materialised": LOW_RANK["materialised"][::-1]}),
+        "ascending",
+    ),
+    (
+        ExpertManifest,
+        "materialised twice",
+        lambda d: d.update(kind=LOW_RANK | {"materialised": LOW_RANK["materialised"][:1] * 2}),
+        "distinct",
+    ),
+    (
+        ExpertManifest,
+        "materialised digest",
+        lambda d: d.update(kind=LOW_RANK | {"materialised": [{"name": "a", "sha256": "A" * 64}]}),
+        "materialised.0.sha256",
+    ),
     (ExpertManifest, "nested training", lambda d: d.update(training={"a": {"b": 1}}), "training"),
     (ExpertManifest, "training key", lambda d: d.update(training={"A b": 1}), "training"),
     (ExpertManifest, "time zone", lambda d: d.update(not_after="2027-01-01T00:00:00+01:00"), "not_after"),
@@ -149,13 +174,24 @@ def test_fault_of_one_kind(kind: type[Manifest], change: Change, reason: str) ->
         parse_document(kind, json.dumps(document).encode())
 
 
-@pytest.mark.parametrize("change", [{"kind": {"type": "low_rank", "rank": 4}}, {"version": 2, "supersedes": "6" * 64}, {"training": {}}])
+@pytest.mark.parametrize("change", [{"kind": LOW_RANK}, {"version": 2, "supersedes": "6" * 64}, {"training": {}}])
 def test_expert_variants_that_are_good(change: dict[str, Any]) -> None:
     parse_document(ExpertManifest, json.dumps(GOOD[ExpertManifest] | change).encode())
 
 
 def test_model_of_the_anchor_alone_is_good() -> None:
     parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"experts": [], "top_k": 1}).encode())
+
+
+def test_a_tuned_model_says_what_it_was_made_from_and_any_other_leaves_the_field_out() -> None:
+    tuned = parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"tuned_from": "7" * 64}).encode())
+    assert tuned.tuned_from == "7" * 64
+    assert parse_document(ModelManifest, canonical_bytes(tuned)) == tuned
+    untuned = parse_document(ModelManifest, json.dumps(GOOD[ModelManifest]).encode())
+    assert untuned.tuned_from is None
+    assert b"tuned_from" not in canonical_bytes(untuned)
+    with pytest.raises(FormatError, match="leave the field out"):
+        parse_document(ModelManifest, json.dumps(GOOD[ModelManifest] | {"tuned_from": None}).encode())
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

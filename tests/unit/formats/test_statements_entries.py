@@ -24,7 +24,11 @@ STATEMENTS: dict[str, dict[str, Any]] = {
     "owner-revoked": {"owner": "elmgrove://grove/owners/anna", "reason": "left"},
     "expert-withdrawn": {"owner": "elmgrove://grove/owners/anna", "expert": "moss", "manifest": "1" * 64, "reason": ""},
     "model-assembled": {"manifest": "2" * 64, "anchor": "3" * 64, "experts": [SLOT], "top_k": 2, "log_size": 9},
-}
+    "router-tuned": {
+        "manifest": "2" * 64, "base": "3" * 64, "proxies": [{"expert": "moss", "sha256": "4" * 64}],
+        "settings": {"steps": 9, "learning_rate": "5e-3"}, "log_size": 9,
+    },
+}  # fmt: skip
 
 
 def document(kind: str, **change: Any) -> bytes:
@@ -64,6 +68,8 @@ def test_each_field_of_a_statement_is_needed_and_no_other_is_taken(kind: str) ->
         (document("model-assembled", log_size=0), "log_size"),
         (document("model-assembled", top_k=True), "top_k"),
         (document("model-assembled", experts=[SLOT | {"slot": 0}]), "slot"),
+        (document("router-tuned", settings={"learning_rate": 0.1}), "JSON"),
+        (document("router-tuned", proxies=[{"expert": "moss"}]), "proxies.0.sha256"),
         (b"[]", "Statement"),
         (b"null", "Statement"),
         (document("founded").replace(b"{", b'{"root":"AAAA",', 1), "same key twice"),

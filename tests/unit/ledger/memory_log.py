@@ -16,7 +16,16 @@ from common.errors import NotFoundError
 from common.formats.entries import LogEntry, encode_entry
 from common.formats.fields import format_time, operator_uri, owner_uri
 from common.formats.manifest import AnchorManifest, Architecture, ExpertManifest, ExpertSlot, FileEntry, FullKind, TensorEntry
-from common.formats.statements import CertificateRecord, ConsortiumFounded, ExpertWithdrawn, ModelAssembled, OwnerAdmitted, OwnerRevoked
+from common.formats.statements import (
+    CertificateRecord,
+    ConsortiumFounded,
+    ExpertWithdrawn,
+    ModelAssembled,
+    OwnerAdmitted,
+    OwnerRevoked,
+    ProxyUse,
+    RouterTuned,
+)
 from common.formats.strictjson import b64encode, canonical_bytes
 from common.translog.checkpoint import log_origin
 from common.translog.note import encode_vkey
@@ -152,6 +161,13 @@ class MemoryLog:
             "log_size": len(self.entries),
         }  # fmt: skip
         return self.state("model-assembled", subject or f"model/{'e' * 16}", ModelAssembled, by or self.operator, fields, change)
+
+    def tune(self, base: str, *experts: str, by: Party | None = None, subject: str | None = None, **change: Any) -> bytes:
+        fields = {
+            "schema": "elmgrove.router-tuned/v1", "manifest": "f" * 64, "base": base, "settings": {"steps": 3},
+            "proxies": tuple(ProxyUse(expert=expert, sha256="a" * 64) for expert in experts), "log_size": len(self.entries),
+        }  # fmt: skip
+        return self.state("router-tuned", subject or f"model/{'f' * 16}", RouterTuned, by or self.operator, fields, change)
 
 
 def record(purpose: Purpose, uri: str, leaf: x509.Certificate) -> CertificateRecord:

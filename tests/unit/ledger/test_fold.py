@@ -251,6 +251,30 @@ def _slot_of_other_anchor(log: MemoryLog, world: History) -> None:
     log.assemble(other, *_slots(log, world))
 
 
+BASE = "e" * 64
+"""Digest of the one model of the history."""
+
+
+def _tuned_twice(log: MemoryLog, _world: History) -> None:
+    log.tune(BASE)
+    log.tune(BASE, "moss")
+
+
+def _tuned_after_withdrawal(log: MemoryLog, world: History) -> None:
+    log.withdraw(log.ben, "fern", world.fern)
+    log.tune(BASE, "moss")
+
+
+def _tuned_after_supersession(log: MemoryLog, world: History) -> None:
+    log.accept(log.anna, "moss", world.anchor, version=3, supersedes=world.moss2)
+    log.tune(BASE)
+
+
+def _tuned_from_a_tuned_one(log: MemoryLog, _world: History) -> None:
+    log.tune(BASE)
+    log.tune("f" * 64, manifest="d" * 64, subject=f"model/{'d' * 16}")
+
+
 BROKEN: list[tuple[str, Break, str]] = [
     ("1 not canonical", _not_canonical, "canonical encoding"),
     ("1 no JSON", lambda log, _: log.entries.append(b"\x00"), "malformed"),
@@ -366,7 +390,31 @@ BROKEN: list[tuple[str, Break, str]] = [
         "order of their first versions",
     ),
     ("11 slot of another anchor", _slot_of_other_anchor, "for another anchor"),
+    ("5 owner tunes", lambda log, _: log.tune(BASE, by=log.anna), "only the operator"),
+    ("6 subject of a tuning", lambda log, _: log.tune(BASE, subject="model/other"), "subject should be model/f"),
+    ("12 withdrawal as tuning", _under("router-tuned", "model/f", lambda log, w: log.withdraw(log.ben, "fern", w.fern)), "not a tuning"),
+    ("12 other log size", lambda log, _: log.tune(BASE, log_size=9), "another size of the log"),
+    ("12 unknown model", lambda log, _: log.tune("b" * 64), "assembly was never logged"),
+    ("12 from a tuned model", _tuned_from_a_tuned_one, "assembly was never logged"),
+    ("12 the same model", lambda log, _: log.tune(BASE, manifest=BASE, subject=f"model/{BASE[:16]}"), "was logged before"),
+    ("12 twice", _tuned_twice, "was logged before"),
+    ("12 after a withdrawal", _tuned_after_withdrawal, "expert fern is not in force"),
+    ("12 after a new version", _tuned_after_supersession, "expert moss is not the logged one"),
+    ("12 proxies of a stranger", lambda log, _: log.tune(BASE, "moss", "oak"), "an expert that the model does not hold"),
+    ("12 proxies out of order", lambda log, _: log.tune(BASE, "fern", "moss"), "one per expert in the order of their slots"),
+    ("12 proxies twice", lambda log, _: log.tune(BASE, "fern", "fern"), "one per expert in the order of their slots"),
 ]
+
+
+def test_a_tuned_router_is_a_fact_beside_its_model(world: History, state: ConsortiumState) -> None:
+    log = world.log.fork()
+    log.tune(BASE, "moss", "fern")
+    after = fold(log.entries[10:], log.fetch, log.root, state=state)
+    [tuned] = after.tuned
+    assert (tuned.digest, tuned.index, tuned.tuned_at) == ("f" * 64, 10, log.now)
+    assert (tuned.base,) == after.models == state.models
+    assert [use.expert for use in tuned.statement.proxies] == ["moss", "fern"]
+    assert state.tuned == ()
 
 
 @pytest.mark.parametrize(("broken", "reason"), [pytest.param(each, reason, id=name) for name, each, reason in BROKEN])
@@ -383,6 +431,7 @@ STATEMENT_KINDS = {
     "owner-revoked": "owner/ben",
     "expert-withdrawn": "expert/moss@2",
     "model-assembled": "model/e",
+    "router-tuned": "model/f",
 }
 
 

@@ -110,3 +110,19 @@ def test_weight_gradients_of_bf16_work_are_wide() -> None:
     for mine, theirs in zip(masters, exact, strict=True):
         assert mine.grad.dtype == torch.float32
         assert float((mine.grad - theirs.grad).norm() / theirs.grad.norm()) < 0.02
+
+
+def _low_rank_inputs(rank: int = 3) -> list[Tensor]:
+    factors = [(rank, 6), (5, rank), (rank, 6), (5, rank), (rank, 5), (6, rank)]
+    x, share, *weights = _draw((21, 6), (21, 1), (10, 6), (6, 5), *factors)
+    return [x, torch.sigmoid(share), *weights]
+
+
+@pytest.mark.parametrize("frozen", [(2, 3), (0, 2, 3), (0, 1, 2, 3)])
+def test_low_rank_pair_is_the_pair_of_the_materialised_expert(frozen: tuple[int, ...]) -> None:
+    def plain(x: Tensor, share: Tensor, gate_up: Tensor, down: Tensor, *factors: Tensor) -> Tensor:
+        gate_a, gate_b, up_a, up_b, down_a, down_b = factors
+        expert_gate_up = gate_up + torch.cat((gate_b @ gate_a, up_b @ up_a))
+        return (1 - share) * _plain_swiglu(x, gate_up, down) + share * _plain_swiglu(x, expert_gate_up, down + down_b @ down_a)
+
+    _close(kernels.low_rank_pair, plain, _low_rank_inputs(), frozen)

@@ -68,6 +68,34 @@ def test_fresh_pair_is_the_anchor_bit_for_bit(stock_dense: Make, tokens: torch.T
     torch.testing.assert_close(load_pair(folder, dtype=dtype, rows_LH=rows).loss(tokens, tokens).detach(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fresh_low_rank_pair_is_the_anchor_bit_for_bit(tokens: torch.Tensor, dtype: torch.dtype) -> None:
+    anchor, pair = CausalLM(_CONFIG).to(dtype), CausalLM(_CONFIG, kind="pair", rank=3).to(dtype)
+    anchor.init_weights(0, std=0.2)
+    pair.load_state_dict(_as_public(anchor.state_dict()), strict=False)
+    pair.init_low_rank(1)
+    for block in pair.layers:
+        torch.nn.init.normal_(block.mlp.row)
+        assert not block.mlp.expert.down_proj_b.any()
+        assert block.mlp.expert.down_proj_a.any()
+    with torch.no_grad():
+        assert torch.equal(pair(tokens), anchor(tokens))
+        pair.layers[1].mlp.expert.up_proj_b += 0.1
+        assert not torch.equal(pair(tokens), anchor(tokens))
+
+
+def _as_public(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace(".mlp.", ".mlp.public."): value for name, value in state.items()}
+
+
+def test_impossible_ranks() -> None:
+    for kind, rank in (("pair", 0), ("dense", 2), ("mixture", 2)):
+        with pytest.raises(UsageError):
+            CausalLM(_CONFIG, kind=kind, rank=rank)
+    with pytest.raises(UsageError):
+        CausalLM(_CONFIG, kind="pair").init_low_rank(0)
+
+
 def test_only_expert_and_row_require_gradients(stock_dense: Make) -> None:
     pair = load_pair(stock_dense()[1], dtype=torch.bfloat16)
     trainable = {name for name, parameter in pair.named_parameters() if parameter.requires_grad}

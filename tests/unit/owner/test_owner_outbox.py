@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import AlreadyExistsError, LayoutError, LogError, NonFiniteError, WithdrawnError
+from common.formats.manifest import FullKind
 from common.translog.note import encode_vkey
 from common.trust.keys import generate_log_key
 from owner_client.config import CoordinatorAddress, Home, OwnerConfig, Pinned
@@ -51,7 +52,15 @@ def trained(home: Home, number: int = 1) -> Path:
 def publish(home: Home, folder: Path) -> Path:
     following = NextVersion(1, None)
     review = publish_package(
-        home, CONFIG, folder, expert="letters", following=following, anchor="ab" * 32, training={"steps": 3}, terms=TERMS
+        home,
+        CONFIG,
+        folder,
+        expert="letters",
+        following=following,
+        anchor="ab" * 32,
+        kind=FullKind(type="full"),
+        training={"steps": 3},
+        terms=TERMS,
     )
     return review.folder
 

@@ -89,6 +89,8 @@ def test_damaged_inputs_are_refused() -> None:
         {"lr": 0.0},
         {"batch_tokens": 100, "seq_len": 64},
         {"beta1": 1.0},
+        {"momentum": 1.0},
+        {"optimizer": "sgd"},
         {"seed": -1},
         {"device": "tpu"},
         {"heldout": -0.1},
@@ -112,6 +114,7 @@ def test_length_and_learning_rate() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert TrainSettings(lr=1.0, schedule="constant").lr_at(150, 200) == 1.0
     assert TrainSettings().for_width(512).lr == pytest.approx(2.5e-3)
+    assert TrainSettings(optimizer="muon").for_width(512).lr == pytest.approx(5e-3)
     assert TrainSettings(lr=1e-4).for_width(512).lr == 1e-4
     with pytest.raises(UsageError):
         TrainSettings().lr_at(0, 10)

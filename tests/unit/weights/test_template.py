@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.errors import ArchitectureError, FormatError, LayoutError, TemplateError, WrongAnchorError
-from common.formats.layout import INDEX_NAME, ROUTER_NAME, dense_ffn_name, router_row_name
-from common.formats.manifest import ExpertManifest, LowRankKind
+from common.formats.layout import INDEX_NAME, ROUTER_NAME, dense_ffn_name, factor_names, router_row_name
+from common.formats.manifest import ExpertManifest, LowRankKind, MaterialisedTensor
+from common.formats.strictjson import parse_document
 from common.weights.packages import check_template
 from common.weights.sources import AnchorSource
-from tests.support.tiny_manifests import CONSORTIUM, anchor_manifest, expert_manifest, make_anchor, make_expert
-from tests.support.tiny_weights import TinyShape, read_safetensors, write_anchor_files, write_expert_files, write_safetensors
+from common.weights.template import expert_ffn
+from tests.support.tiny_manifests import CONSORTIUM, anchor_manifest, expert_manifest, kind_of, make_anchor, make_expert
+from tests.support.tiny_weights import (
+    Tensor,
+    TinyShape,
+    read_safetensors,
+    write_anchor_files,
+    write_expert_files,
+    write_low_rank_files,
+    write_safetensors,
+)
 
 
 @pytest.fixture
@@ -88,8 +99,99 @@ def test_another_anchor_or_consortium_is_refused(tmp_path: Path, anchor: AnchorS
         check_template(expert, anchor.manifest, anchor_digest="0" * 64)
     with pytest.raises(WrongAnchorError):
         check_template(expert.model_copy(update={"consortium": "other"}), anchor.manifest)
-    with pytest.raises(TemplateError, match="Low-rank"):
-        check_template(expert.model_copy(update={"kind": LowRankKind(type="low_rank", rank=4)}), anchor.manifest)
+
+
+# --- low rank -------------------------------------------------------------------------------------------------------
+
+
+A, B = factor_names(UP)
+
+
+def low_rank(tmp_path: Path, anchor: AnchorSource, change: object = None, *, rank: int = 2, **kind: object) -> ExpertManifest:
+    """The manifest of a low-rank package after ``change`` to its first part, with its kind as it was before, but for ``kind``."""
+    folder = tmp_path / "low"
+    write_low_rank_files(folder, rank=rank, parts=1)
+    honest = kind_of(tmp_path / "anchor", folder)
+    if change is not None:
+        tensors = read_safetensors(folder / "part-0000.safetensors")
+        change(tensors)  # type: ignore[operator]
+        write_safetensors(folder / "part-0000.safetensors", tensors)
+    raw = expert_manifest(folder, anchor.digest, name="law", kind=honest.model_copy(update=kind))
+    return parse_document(ExpertManifest, raw)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 16])
+def test_an_honest_low_rank_expert_fits(tmp_path: Path, anchor: AnchorSource, rank: int) -> None:
+    check_template(low_rank(tmp_path, anchor, rank=rank), anchor.manifest, anchor_digest=anchor.digest)
+
+
+def swap(tensors: dict[str, Tensor]) -> None:
+    tensors[A], tensors[B] = tensors[B], tensors[A]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.pop(A), r"up_proj\.lora_A\.weight is missing"),
+        (lambda t: t.pop(B), r"up_proj\.lora_B\.weight is missing"),
+        (lambda t: t.update({UP: ("F32", (24, 16), bytes(1536))}), r"up_proj\.weight does not belong"),
+        (swap, r"lora_A\.weight is F32 \[24, 2\] where F32 \[2, 16\]"),
+        (lambda t: t.update({A: ("F32", (3, 16), bytes(192))}), r"lora_A\.weight is F32 \[3, 16\]"),
+        (lambda t: t.update({B: ("F32", (24, 1), bytes(96))}), r"lora_B\.weight is F32 \[24, 1\]"),
+        (lambda t: t.update({A: ("BF16", (2, 16), bytes(64))}), r"lora_A\.weight is BF16"),
+    ],
+)
+def test_other_factors_do_not_fit(tmp_path: Path, anchor: AnchorSource, change: object, reason: str) -> None:
+    with pytest.raises(TemplateError, match=reason):
+        check_template(low_rank(tmp_path, anchor, change), anchor.manifest)
+
+
+def test_a_rank_that_is_not_the_factors_does_not_fit(tmp_path: Path, anchor: AnchorSource) -> None:
+    with pytest.raises(TemplateError, match=r"lora_A\.weight is F32 \[2, 16\] where F32 \[3, 16\]"):
+        check_template(low_rank(tmp_path, anchor, rank=2).model_copy(update={"kind": kind_with(tmp_path, rank=3)}), anchor.manifest)
+    with pytest.raises(TemplateError, match="rank 16 at most"):
+        check_template(low_rank(tmp_path, anchor, rank=17), anchor.manifest)
+
+
+def kind_with(tmp_path: Path, **update: object) -> LowRankKind:
+    return kind_of(tmp_path / "anchor", tmp_path / "low").model_copy(update=update)
+
+
+def test_a_full_expert_may_not_call_itself_low_rank_nor_the_reverse(tmp_path: Path, anchor: AnchorSource) -> None:
+    full, low = make_expert(tmp_path / "full", anchor, "law").manifest, low_rank(tmp_path, anchor)
+    with pytest.raises(TemplateError, match="lora_A"):
+        check_template(full.model_copy(update={"kind": low.kind}), anchor.manifest)
+    with pytest.raises(TemplateError, match="is missing"):
+        check_template(low.model_copy(update={"kind": full.kind}), anchor.manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda table: table[1:], "lacks the digest of"),
+        (lambda table: (*table, MaterialisedTensor(name="model.norm.weight", sha256="0" * 64)), "gives a digest of"),
+    ],
+)
+def test_the_table_of_materialised_tensors_is_that_of_the_anchor(
+    tmp_path: Path, anchor: AnchorSource, change: Callable[[tuple[MaterialisedTensor, ...]], object], reason: str
+) -> None:
+    low_rank(tmp_path, anchor)
+    table = kind_with(tmp_path).materialised
+    with pytest.raises(TemplateError, match=reason):
+        check_template(low_rank(tmp_path, anchor, materialised=change(table)), anchor.manifest)
+
+
+def test_what_an_expert_gives_a_model(tmp_path: Path, anchor: AnchorSource) -> None:
+    full, low = make_expert(tmp_path / "full", anchor, "law").manifest, low_rank(tmp_path, anchor)
+    assert isinstance(low.kind, LowRankKind)
+    assert {tensor.name: tensor.sha256 for tensor in expert_ffn(low, anchor.manifest).values()} == {
+        entry.name: entry.sha256 for entry in low.kind.materialised
+    }
+    forms = [{(tensor.name, tensor.dtype, tensor.shape) for tensor in expert_ffn(each, anchor.manifest).values()} for each in (full, low)]
+    assert forms[0] == forms[1]
+    short = low.model_copy(update={"kind": low.kind.model_copy(update={"materialised": low.kind.materialised[1:]})})
+    with pytest.raises(TemplateError, match="lacks the digest"):
+        expert_ffn(short, anchor.manifest)
 
 
 @pytest.mark.parametrize(
