@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.formats.layout import PUBLIC_SAMPLE_NAME
+from common.formats.manifest import LowRankKind
 from common.modeling.config import ModelConfig
 from common.modeling.export import save_dense
 from common.modeling.loading import load_model
@@ -21,7 +22,7 @@ from common.textdata.readers import read_texts
 from common.textdata.tokens import TokenFile, Tokenizer, load_tokenizer, tokenize_to_file
 from common.weights.assembly import write_assembly
 from common.weights.plan import plan_assembly
-from common.weights.sources import anchor_source, expert_source, read_manifest
+from common.weights.sources import AnchorSource, ExpertSource, anchor_source, expert_source, read_manifest
 from coordinator.compute.anchor_training import train_anchor
 from coordinator.compute.moments import public_moments
 from owner_client.training import package, routers
@@ -302,7 +303,22 @@ def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
 def assemble(anchor: Path, packages: Sequence[Path], out: Path, *, top_k: int) -> Path:
     """The folder that the coordinator assembles of these packages; what was at ``out`` is replaced."""
     shutil.rmtree(out, ignore_errors=True)
+    base = anchor_source(read_manifest(anchor), anchor)
     experts = [expert_source(read_manifest(package), package) for package in packages]
-    plan = plan_assembly(anchor_source(read_manifest(anchor), anchor), experts, top_k, "")
+    plan = plan_assembly(base, experts, top_k, "", **_materialised(base, experts, out.parent))
     write_assembly(plan, out)
     return out
+
+
+def _materialised(anchor: AnchorSource, experts: Sequence[ExpertSource], folder: Path) -> dict[str, Any]:
+    """The full matrices of low-rank experts, as the coordinator makes them for an assembly."""
+    files: dict[str, Path] = {}
+    for expert in experts:
+        kind = expert.manifest.kind
+        if isinstance(kind, LowRankKind):
+            from common.lowrank import materialise
+
+            files[expert.digest] = folder / f"{expert.digest}.safetensors"
+            signed = {entry.name: entry.sha256 for entry in kind.materialised}
+            materialise.write_materialised(materialise.source_matrices(anchor, expert), files[expert.digest], signed)
+    return {"materialised": files} if files else {}

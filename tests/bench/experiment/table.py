@@ -135,7 +135,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """All tables."""
     seeds = _seeds(results)
     if not seeds:
-        return "No row is finished yet.\n"
+        return "There is no table yet: the anchor's own row is not finished.\n"
     has_dense = {seed: all(f"dense {domain}" in those.rows for domain in results["domains"]) for seed, those in seeds.items()}
     full = {seed: those for seed, those in seeds.items() if has_dense[seed]}
     parts = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds; nats per token of the validation files.\n"]
