@@ -71,6 +71,7 @@ _SETTING_OPTIONS = (
     _setting(_LOSS, "--router-z-loss", type=float, metavar="FACTOR", help="Factor of the router's; the paper has 1e-3."),
     _setting(_ROUTER, "--router", type=click.Choice(["discriminant", "hidden-mean", "random"]), help="How each layer's router row starts."),
     _setting(_ROUTER, "--router-train/--router-freeze", "router_train", help="Train the rows with the expert, or keep them as they start."),
+    _setting(_ROUTER, "--router-refit/--no-router-refit", "router_refit", help="Fit the rows once more to the trained expert's inputs."),
     _setting(_ROUTER, "--public-share", type=float, metavar="SHARE", help="Share of the anchor's public text mixed in, 0 to 1."),
     _setting(_HELD_OUT, "--heldout", type=float, metavar="SHARE", help="Share of your documents that is only measured on."),
     _setting(_HELD_OUT, "--eval-tokens", type=int, metavar="TOKENS", help="Tokens per text to measure on."),

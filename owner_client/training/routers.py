@@ -6,7 +6,7 @@ checkpoint has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,19 @@ from torch import Tensor
 from common.errors import DataError
 from common.modeling.loading import RouterStats
 from common.modeling.model import CausalLM, Taps
-from common.textdata.packing import PackedSequences, make_batch
+from common.textdata.packing import PackedSequences, Window, make_batch
 
-__all__ = ["RouterInputs", "collect_inputs", "discriminant_row", "fit_rows", "hidden_mean_row", "least_squares_row", "random_rows"]
+__all__ = [
+    "RouterInputs",
+    "collect_inputs",
+    "discriminant_row",
+    "fit_rows",
+    "foreign",
+    "hidden_mean_row",
+    "least_squares_row",
+    "random_rows",
+    "refit_rows",
+]
 
 RIDGE = 1e-3  # factor of the squared row in whitened coordinates, against a mean log-likelihood
 _NEWTON_WIDTH = 2048  # above this width the Hessian is not formed
@@ -32,6 +42,7 @@ class RouterInputs:
 
     def __init__(self, layers: int) -> None:
         self._pieces: list[list[Tensor]] = [[] for _ in range(layers)]
+        self._documents: list[Tensor] = []
 
     def add(self, layer: int, inputs_NH: Tensor) -> None:
         """Keep ``inputs_NH`` for ``layer``."""
@@ -41,25 +52,51 @@ class RouterInputs:
         """All inputs of ``layer``, ``[n, H]``."""
         return torch.cat(self._pieces[layer])
 
+    def note_documents(self, documents_N: Tensor) -> None:
+        """Keep which document, counted through the sample, each of the latest inputs is of; a document cut by a sequence's end is two."""
+        self._documents.append(documents_N)
+
+    @property
+    def documents(self) -> Tensor:
+        """The document of every input, ``[n]`` int64."""
+        return torch.cat(self._documents)
+
 
 @torch.no_grad()
-def collect_inputs(anchor: CausalLM, sequences: PackedSequences, *, tokens: int, seq_len: int) -> RouterInputs:
-    """Router inputs of the dense ``anchor`` on the first sequences, about ``tokens`` of them or what memory allows.
+def collect_inputs(model: CausalLM, sequences: PackedSequences, *, tokens: int, seq_len: int) -> RouterInputs:
+    """Router inputs of ``model``, an anchor or a pair, on the first sequences, about ``tokens`` of them or what memory allows.
 
     A wide model's sample is thinned evenly, so that it still comes from many sequences.
     """
-    config = anchor.config
+    config = model.config
     held = RouterInputs(config.num_layers)
     room = max(config.hidden_size, _SAMPLE_BYTES // (4 * config.hidden_size * config.num_layers))
     stride = max(1, -(-tokens // room))
-    device = anchor.embed_tokens.weight.device
+    device = model.embed_tokens.weight.device
     count = min(max(1, tokens // seq_len), sequences.per_epoch)
+    taps = Taps(ffn_input=lambda layer, inputs: held.add(layer, inputs[::stride]))
+    seen = 0
     for first in range(0, count, 8):
-        batch = make_batch([sequences.window(number) for number in range(first, min(count, first + 8))])
+        windows = [sequences.window(number) for number in range(first, min(count, first + 8))]
+        batch = make_batch(windows)
         segments = None if batch.segments is None else torch.from_numpy(batch.segments).to(device)
-        taps = Taps(ffn_input=lambda layer, inputs: held.add(layer, inputs[::stride]))
-        anchor.hidden(torch.from_numpy(batch.tokens).to(device), segments_BT=segments, taps=taps)
+        inputs, targets = torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.targets).to(device)
+        # The scoring method and not `hidden`, because a model that is divided over processes can be called by it.
+        model.token_losses(inputs, targets, segments, taps=taps)
+        documents = _documents(windows, seen)
+        seen = int(documents.max()) + 1
+        held.note_documents(documents[::stride])
     return held
+
+
+def _documents(windows: Sequence[Window], first: int) -> Tensor:
+    """Numbers from ``first`` of the documents of every input of ``windows``, in their order, ``[B * T]``."""
+    numbers = []
+    for window in windows:
+        segments = torch.from_numpy(window.segments[:-1])
+        numbers.append(segments + first)
+        first += int(segments.max()) + 1
+    return torch.cat(numbers)
 
 
 def _whitener(second: Tensor) -> Tensor:
@@ -192,3 +229,44 @@ def fit_rows(
     else:
         rows = (least_squares_row(private.of(layer), stats.mean[layer], stats.second[layer]) for layer in range(layers))
     return torch.stack(list(rows))
+
+
+def foreign(private: RouterInputs, public: RouterInputs, *, layer: int) -> Tensor:
+    """Which public inputs are of documents that do not look like the owner's, ``[m]`` bool.
+
+    Public text holds some of every domain. A document that the discriminant of ``layer`` takes for private on average over its tokens
+    would teach the row to miss the owner's own domain. If no document is left, all are.
+    """
+    inputs = public.of(layer)
+    scores = inputs @ discriminant_row(private.of(layer), inputs, _second_moment(inputs))
+    documents = public.documents
+    count = int(documents.max()) + 1
+    sums = torch.zeros(count, dtype=scores.dtype).index_add_(0, documents, scores)
+    kept = (sums <= 0)[documents]
+    return kept if bool(kept.any()) else torch.ones_like(kept)
+
+
+def refit_rows(private: RouterInputs, public: RouterInputs, *, layers: int) -> Tensor:
+    """Discriminant rows of a trained pair from its own router inputs, ``[L, H]`` fp32, against the public documents of other domains.
+
+    Rows that were trained with the expert know only the two of them; these compete better with the rows of other owners
+    (``docs/experiments.md``).
+
+    Args:
+        private: inputs of the owner's text, from the pair.
+        public: inputs of public text, from the pair.
+        layers: of the model.
+    """
+    kept = foreign(private, public, layer=layers - 1)
+    rows = []
+    for layer in range(layers):
+        inputs = public.of(layer)[kept]
+        rows.append(discriminant_row(private.of(layer), inputs, _second_moment(inputs)))
+    return torch.stack(rows)
+
+
+def _second_moment(inputs_NH: Tensor) -> Tensor:
+    """``E[x x^T]``, ``[H, H]``, or its diagonal for wide models as anchors publish it."""
+    if inputs_NH.shape[1] > _NEWTON_WIDTH:
+        return inputs_NH.square().mean(0)
+    return inputs_NH.t() @ inputs_NH / len(inputs_NH)

@@ -14,7 +14,7 @@ from common.modeling.loading import checkpoint_dtype, expert_pairs, load_pair
 from common.modeling.model import CausalLM
 from common.progress import ProgressSink, silent
 from owner_client.data.mixing import MixedSequences
-from owner_client.training.distributed import World, joined, lost_processes, shard
+from owner_client.training.distributed import World, joined, lost_processes, matching, reshard, shard
 from owner_client.training.hardware import threads_per_process
 from owner_client.training.inputs import RunInputs
 from owner_client.training.launch import environment_world, run_processes
@@ -23,6 +23,7 @@ from owner_client.training.metrics import Cost
 from owner_client.training.package import write_package_files
 from owner_client.training.prepare import Plan, measured, prepare, sequences_of
 from owner_client.training.rendezvous import publish_plan, serve_store
+from owner_client.training.routers import collect_inputs, refit_rows
 from owner_client.training.settings import TrainSettings
 from owner_client.training.trainer import Trainer
 
@@ -140,6 +141,7 @@ def train_planned(plan: Plan, progress: ProgressSink) -> TrainResult:
         model = _model(plan, dtype, world)
         trainer = _trainer(model, plan, inputs, progress, world)
         cost = trainer.run()
+        _refit(model, plan, inputs, progress)
         after = measured(model, inputs, settings, world)
         trainer.gather()
         if world.first:
@@ -159,6 +161,24 @@ def _model(plan: Plan, dtype: torch.dtype, world: World) -> CausalLM:
             block.compile()
     shard(model, world)
     return model
+
+
+def _refit(model: CausalLM, plan: Plan, inputs: RunInputs, progress: ProgressSink) -> None:
+    """Fit the rows of the trained pair again, where there is public text to fit them against; all processes do the same."""
+    settings = plan.settings
+    if settings.router != "discriminant" or not settings.router_refit or inputs.public is None:
+        return
+    progress("Fitting the router again", 0, 1, "fits")
+    private, public = (
+        collect_inputs(model, sequences_of(source, settings), tokens=settings.router_tokens, seq_len=settings.seq_len)
+        for source in (inputs.private, inputs.public)
+    )
+    rows = refit_rows(private, public, layers=model.config.num_layers)
+    reshard(model)
+    with torch.no_grad():
+        for pair, row in zip(expert_pairs(model), rows, strict=True):
+            pair.row.copy_(matching(row.to(model.embed_tokens.weight.device), pair.row))
+    progress("Fitting the router again", 1, 1, "fits")
 
 
 def _trainer(model: CausalLM, plan: Plan, inputs: RunInputs, progress: ProgressSink, world: World) -> Trainer:
@@ -201,6 +221,7 @@ def _summary(plan: Plan) -> dict[str, str | int]:
     summary: dict[str, str | int] = {
         "router": settings.router,
         "router_trained": "yes" if settings.router_train else "no",
+        "router_refitted": "yes" if settings.router_refit and settings.router == "discriminant" else "no",
         "public_share": f"{settings.public_share:g}",
         "steps": settings.total_steps(plan.inputs().private.num_tokens),
         "batch_tokens": settings.batch_tokens,

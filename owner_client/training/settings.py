@@ -41,9 +41,11 @@ class TrainSettings:
     """How the row of every layer starts."""
     router_train: bool = True
     """Train the rows with the expert; False keeps them as they start."""
+    router_refit: bool = True
+    """Fit the rows of a ``discriminant`` router once more to the trained pair's own router inputs."""
     router_tokens: int = 32_768
     """Router inputs per side that the rows are fitted to."""
-    public_share: float = 0.3
+    public_share: float = 0.1
     """Share of public sequences in training."""
     steps: int | None = None
     tokens: int | None = None
@@ -55,7 +57,7 @@ class TrainSettings:
     micro_tokens: int | None = None
     """Tokens that one process computes at once; a step is the sum of several. By default what the device takes."""
     seq_len: int = 256
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "muon"
     """``muon`` trains the expert's matrices by Muon and its rows by AdamW, both at ``lr``."""
     lr: float | None = None
     """Peak learning rate; by default 5e-3 (Muon: 1e-2) at a hidden size of 128, falling with its square root.

@@ -175,9 +175,10 @@ class _Rows:
             yield self._mixture(f"{count + 1} experts", {}, group="ablation", without=self._domains[count:])
         half, double = self._sizes.pair_tokens // 2, self._sizes.pair_tokens * 2
         changes: dict[str, dict[str, Any]] = {
+            "rows not refitted": {"router_refit": False},
             "public share 0": {"public_share": 0.0},
-            "public share 0.15": {"public_share": 0.15},
-            "public share 0.5": {"public_share": 0.5},
+            "public share 0.3": {"public_share": 0.3},
+            "AdamW": {"optimizer": "adamw"},
             "router hidden-mean": {"router": "hidden-mean"},
             "router random": {"router": "random"},
             "rows not trained": {"router_train": False},

@@ -113,7 +113,8 @@ def test_length_and_learning_rate() -> None:
     assert rates[-1] == pytest.approx(0.1, abs=1e-2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert TrainSettings(lr=1.0, schedule="constant").lr_at(150, 200) == 1.0
-    assert TrainSettings().for_width(512).lr == pytest.approx(2.5e-3)
+    assert TrainSettings().for_width(512).lr == pytest.approx(5e-3)
+    assert TrainSettings(optimizer="adamw").for_width(512).lr == pytest.approx(2.5e-3)
     assert TrainSettings(optimizer="muon").for_width(512).lr == pytest.approx(5e-3)
     assert TrainSettings(lr=1e-4).for_width(512).lr == 1e-4
     with pytest.raises(UsageError):
