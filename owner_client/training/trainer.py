@@ -91,8 +91,7 @@ class Trainer:
         )
         self._device = model.embed_tokens.weight.device
         if settings.compile:
-            for block in model.layers:
-                block.compile()
+            model.compile_for_training()
 
     def run(self) -> int:
         """Train to the last step, from the newest checkpoint if there is one; returns the number of steps.
