@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.modeling.config import ModelConfig
-from common.modeling.kernels import rms_norm, rotate
+from common.modeling.kernels import attend, linear, rms_norm, rotate
 
 __all__ = ["Attention", "KVCache", "Positions", "RMSNorm"]
 
@@ -71,6 +70,15 @@ class Positions:
         self.cos, self.sin = angles.cos(), angles.sin()
         self.mask = _mask(length, past, segments_BT, device)
         self.causal = self.mask is None and length > 1
+        self._masks: dict[torch.dtype, Tensor] = {}
+
+    def mask_for(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask to add to scores of ``dtype``: zero where attention is allowed, minus infinity elsewhere; made once."""
+        if self.mask is None:
+            return None
+        if dtype not in self._masks:
+            self._masks[dtype] = torch.zeros_like(self.mask, dtype=dtype).masked_fill_(~self.mask, float("-inf"))
+        return self._masks[dtype]
 
 
 def _mask(length: int, past: int, segments_BT: Tensor | None, device: torch.device) -> Tensor | None:
@@ -106,12 +114,12 @@ class Attention(nn.Module):
         """``[B, T, H] -> [B, T, H]``."""
         batch, length, _ = x.shape
         split = (batch, length, -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x)).view(split), positions.cos, positions.sin).transpose(1, 2)
-        k = rotate(self.k_norm(self.k_proj(x)).view(split), positions.cos, positions.sin).transpose(1, 2)
-        v = self.v_proj(x).view(split).transpose(1, 2)
+        q = rotate(self.q_norm(linear(x, self.q_proj.weight)).view(split), positions.cos, positions.sin).transpose(1, 2)
+        k = rotate(self.k_norm(linear(x, self.k_proj.weight)).view(split), positions.cos, positions.sin).transpose(1, 2)
+        v = linear(x, self.v_proj.weight).view(split).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         if self.groups > 1:
             k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=positions.mask, is_causal=positions.causal)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        mixed = attend(q.to(k.dtype), k, v.to(k.dtype), positions.mask_for(k.dtype), causal=positions.causal)
+        return linear(mixed.transpose(1, 2).reshape(batch, length, -1).to(x.dtype), self.o_proj.weight)

@@ -1,12 +1,14 @@
-"""The model's hot spots with hand-written gradients: RMSNorm, rotary positions, SwiGLU, the expert pair, and cross-entropy.
+"""The model's hot spots with hand-written gradients: norm, rotary positions, attention, SwiGLU, expert pairs, and cross-entropy.
 
-Autograd of the plain formulas is the oracle (``tests/unit/modeling/test_kernels.py``). What is gained over it: no gradient and no saved
-activation for anything frozen, work in blocks of tokens that stay in a CPU's cache, gate and up projections as one product, and
-never all logits at once.
+Autograd of the plain formulas is the oracle (``tests/unit/modeling/test_modeling_kernels.py``). What is gained over it: no gradient and no
+saved activation for anything frozen, work in blocks of tokens that stay in a CPU's cache, gate and up projections as one product, and
+never all logits at once. Weights may have another dtype than the activations: they are cast at each use, in backward again, so that no copy
+of a weight outlives its product. ``docs/performance.md`` has what each step gained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,19 +17,64 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["IGNORED", "linear_cross_entropy", "low_rank_pair", "rms_norm", "rotate", "swiglu", "swiglu_pair", "token_cross_entropy"]
+from common.modeling.pointwise import activate, activate_backward, attention_backward, norm_backward, turn
+
+__all__ = [
+    "IGNORED",
+    "attend",
+    "linear",
+    "linear_cross_entropy",
+    "low_rank_pair",
+    "multiplies_bf16",
+    "rms_norm",
+    "rotate",
+    "swiglu",
+    "swiglu_pair",
+    "token_cross_entropy",
+]
 
 IGNORED = -100  # target of a position that is not scored
 
 _CPU_BLOCK = 512  # tokens; the activations of one block and one FFN stay in the last-level cache
+_ATTENTION_BLOCK = 64  # query rows; keys after a block are skipped, which saves nearly half of the causal square
 _LOGITS_BLOCK = 1 << 21  # logits held at once (8 MiB in fp32) on a CPU
 _CUDA_LOGITS_BLOCK = 1 << 28  # the same on a GPU, where launches cost more than memory
 _TINY = 1e-30  # below this a probability's logarithm is taken from the logits instead
 
 
-def _block(x_NH: Tensor) -> int:
-    """Tokens per block of an FFN: a cache's worth on a CPU, everything elsewhere."""
-    return _CPU_BLOCK if x_NH.device.type == "cpu" else max(1, x_NH.shape[0])
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 products; a CPU without them is ten to a hundred times slower in bf16 than in fp32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _CastLinear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return F.linear(x, weight.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = None if x is None else (grad.flatten(0, -2).t() @ x.flatten(0, -2)).to(weight.dtype)
+        return grad_x, grad_weight
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight^T`` in the dtype of ``x``; a weight of another dtype is cast, and the cast is not kept for backward."""
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.linear(x, weight.to(x.dtype))
+    return _CastLinear.apply(x, weight)
+
+
+def _blocks(x_NH: Tensor) -> Iterator[slice]:
+    """The tokens in blocks for an FFN: a cache's worth on a CPU, everything elsewhere."""
+    size = _CPU_BLOCK if x_NH.device.type == "cpu" else max(1, x_NH.shape[0])
+    return (slice(start, start + size) for start in range(0, x_NH.shape[0], size))
 
 
 class _RMSNorm(Function):
@@ -42,14 +89,10 @@ class _RMSNorm(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        unit = x.float() * scale
-        grad = grad.float()
-        grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
-        inner = grad * weight
-        along = (inner * unit).mean(-1, keepdim=True)
-        return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), grad_weight, None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad.float() * x.float() * scale).flatten(0, -2).sum(0).to(weight.dtype)
+        return norm_backward(x, weight, scale, grad) if ctx.needs_input_grad[0] else None, grad_weight, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -59,29 +102,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    wide = x.float()
-    half = x.shape[-1] // 2
-    first, second = wide[..., :half], wide[..., half:]
-    out = torch.empty_like(wide)
-    torch.mul(first, cos, out=out[..., :half])
-    torch.mul(second, cos, out=out[..., half:])
-    out[..., :half].addcmul_(second, sin, value=-sign)
-    out[..., half:].addcmul_(first, sin, value=sign)
-    return out.to(x.dtype)
-
-
 class _Rotate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1.0)
+        return turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, sin, -1.0), None, None
+        return turn(grad, cos, -sin), None, None
 
 
 def rotate(x_BTND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
@@ -93,21 +124,57 @@ def rotate(x_BTND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     return _Rotate.apply(x_BTND, cos, sin)
 
 
-def _activate(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up`` of ``[n, 2I]`` whose first half is the gate."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+class _Attend(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=mask)
+        ctx.save_for_backward(q, k, v, out, log_sums, mask)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Products by rows of queries over the keys up to each block's end; the scores are made again from the log-sum-exps."""
+        *activations, log_sums, mask = ctx.saved_tensors
+        shape = grad.shape
+        heads, length = shape[1:3]
+        q, k, v, out, grad = (each.reshape(-1, length, shape[-1]) for each in (*activations, grad))
+        log_sums = log_sums.reshape(-1, length, 1)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        along, scale = (grad * out).sum(-1, keepdim=True), q.shape[-1] ** -0.5
+        for start in range(0, length, _ATTENTION_BLOCK):
+            end = min(length, start + _ATTENTION_BLOCK)
+            rows, grad_rows = q[:, start:end], grad[:, start:end]
+            scores = torch.baddbmm(log_sums[:, start:end], rows, k[:, :end].transpose(1, 2), beta=-1, alpha=scale)
+            if mask is not None:
+                scores = scores.view(-1, heads, end - start, end).add_(mask[:, :, start:end, :end]).flatten(0, 1)
+            probabilities = scores.exp_()
+            if mask is None:
+                probabilities[:, :, start:].tril_()
+            grad_v[:, :end].baddbmm_(probabilities.transpose(1, 2), grad_rows)
+            grad_scores = torch.bmm(grad_rows, v[:, :end].transpose(1, 2))
+            grad_scores = attention_backward(probabilities, grad_scores, along[:, start:end], scale)
+            torch.bmm(grad_scores, k[:, :end], out=grad_q[:, start:end])
+            grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), rows)
+        return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape), None
 
 
-def _swiglu_backward(gate_up: Tensor, grad_inner: Tensor, *, want_inner: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradient of :func:`_activate` for ``grad_inner [n, I]`` -> (``[n, 2I]``, the activation itself when wanted)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    out = torch.empty_like(gate_up)
-    grad_gate, grad_up = out.chunk(2, dim=-1)
-    active = F.silu(gate)
-    torch.mul(grad_inner, active, out=grad_up)
-    grad_gate.copy_(torch.ops.aten.silu_backward(grad_inner * up, gate))
-    return out, active.mul_(up) if want_inner else None
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Attention of ``[B, heads, T, D]`` queries over as many heads of keys and values.
+
+    Args:
+        q: queries.
+        k: keys, ``[B, heads, S, D]``.
+        v: values, as the keys.
+        mask: added to the scaled scores, ``[1 or B, 1, T, S]`` in the dtype of ``q``: zero or minus infinity, and
+            minus infinity above the diagonal.
+        causal: without a mask, no query sees a later key.
+    """
+    square = causal or (mask is not None and q.shape[2] == k.shape[2])
+    plain = q.device.type != "cpu" or q.dtype != torch.float32 or torch.compiler.is_compiling()
+    if plain or not square or not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return _Attend.apply(q, k, v, mask)
 
 
 class _WeightGrad:
@@ -130,37 +197,33 @@ class _WeightGrad:
         return None if self.total is None else self.total.to(weight.dtype)
 
 
-def _ffn_forward(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, out: Tensor) -> Tensor:
-    """Write SwiGLU of ``x [N, H]`` into ``out [N, H]`` block by block; returns the gate and up projections ``[N, 2I]``."""
-    saved = x.new_empty(x.shape[0], gate_up_weight.shape[0])
-    for start in range(0, x.shape[0], _block(x)):
-        rows = slice(start, start + _block(x))
-        torch.mm(x[rows], gate_up_weight.t(), out=saved[rows])
-        torch.mm(_activate(saved[rows]), down_weight.t(), out=out[rows])
-    return saved
+def _ffn_forward(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """SwiGLU of ``x [N, H]`` -> its result ``[N, H]``, and the gate and up projections ``[N, 2I]``."""
+    down = down_weight.to(x.dtype).t()
+    out, gate_up = torch.empty_like(x), torch.mm(x, gate_up_weight.to(x.dtype).t())
+    for rows in _blocks(x):
+        torch.mm(activate(gate_up[rows]), down, out=out[rows])
+    return out, gate_up
 
 
 class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        gate_up_cast, down_cast = gate_up_weight.to(x.dtype), down_weight.to(x.dtype)
-        saved = _ffn_forward(x, gate_up_cast, down_cast, out)
-        ctx.save_for_backward(x, saved, gate_up_cast, down_cast, gate_up_weight, down_weight)
+        out, gate_up = _ffn_forward(x, gate_up_weight, down_weight)
+        ctx.save_for_backward(x, gate_up, gate_up_weight, down_weight)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, saved, gate_up_cast, down_cast, gate_up_weight, down_weight = ctx.saved_tensors
+        x, gate_up, gate_up_weight, down_weight = ctx.saved_tensors
         want_x, want_gate_up, want_down = ctx.needs_input_grad
+        gate_up_cast, down_cast = gate_up_weight.to(x.dtype), down_weight.to(x.dtype)
         grad_x = torch.empty_like(x) if want_x else None
         of_gate_up, of_down = _WeightGrad(gate_up_weight, want_gate_up), _WeightGrad(down_weight, want_down)
-        for start in range(0, x.shape[0], _block(x)):
-            rows = slice(start, start + _block(x))
-            grad_gate_up, inner = _swiglu_backward(saved[rows], grad[rows] @ down_cast, want_inner=want_down)
-            if inner is not None:
-                of_down.add(grad[rows], inner)
+        for rows in _blocks(x):
+            grad_gate_up, inner = activate_backward(gate_up[rows], grad[rows] @ down_cast)
+            of_down.add(grad[rows], inner)
             of_gate_up.add(grad_gate_up, x[rows])
             if grad_x is not None:
                 torch.mm(grad_gate_up, gate_up_cast, out=grad_x[rows])
@@ -184,47 +247,33 @@ class _SwiGLUPair(Function):
     def forward(
         ctx: Any, x: Tensor, share: Tensor, public_gate_up: Tensor, public_down: Tensor, gate_up_weight: Tensor, down_weight: Tensor
     ) -> Tensor:
-        gate_up_cast, down_cast = gate_up_weight.to(x.dtype), down_weight.to(x.dtype)
-        public, gap = torch.empty_like(x), torch.empty_like(x)
-        public_saved = _ffn_forward(x, public_gate_up, public_down, public)
-        saved = _ffn_forward(x, gate_up_cast, down_cast, gap)
+        public, public_saved = _ffn_forward(x, public_gate_up, public_down)
+        gap, saved = _ffn_forward(x, gate_up_weight, down_weight)
         gap.sub_(public)
-        ctx.save_for_backward(
-            x,
-            share,
-            public_saved if ctx.needs_input_grad[0] else None,
-            saved,
-            gap,
-            public_gate_up,
-            public_down,
-            gate_up_cast,
-            down_cast,
-            gate_up_weight,
-            down_weight,
-        )
+        weights = (public_gate_up, public_down, gate_up_weight, down_weight)
+        ctx.save_for_backward(x, share, public_saved if ctx.needs_input_grad[0] else None, saved, gap, *weights)
         return public.addcmul_(gap, share.to(x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, share, public_saved, saved, gap, public_gate_up, public_down, gate_up_cast, down_cast, *masters = ctx.saved_tensors
+        x, share, public_saved, saved, gap, *weights = ctx.saved_tensors
+        public_gate_up, public_down, gate_up, down = (weight.to(x.dtype) for weight in weights)
         want_x, want_share = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if want_x else None
-        of_gate_up, of_down = _WeightGrad(masters[0], ctx.needs_input_grad[4]), _WeightGrad(masters[1], ctx.needs_input_grad[5])
-        for start in range(0, x.shape[0], _block(x)):
-            rows = slice(start, start + _block(x))
+        of_gate_up, of_down = _WeightGrad(weights[2], ctx.needs_input_grad[4]), _WeightGrad(weights[3], ctx.needs_input_grad[5])
+        for rows in _blocks(x):
             grad_expert = grad[rows] * share[rows].to(grad.dtype)
-            grad_gate_up, inner = _swiglu_backward(saved[rows], grad_expert @ down_cast, want_inner=of_down.total is not None)
-            if inner is not None:
-                of_down.add(grad_expert, inner)
+            grad_gate_up, inner = activate_backward(saved[rows], grad_expert @ down)
+            of_down.add(grad_expert, inner)
             of_gate_up.add(grad_gate_up, x[rows])
             if grad_x is not None:
-                torch.mm(grad_gate_up, gate_up_cast, out=grad_x[rows])
+                torch.mm(grad_gate_up, gate_up, out=grad_x[rows])
                 grad_public = torch.sub(grad[rows], grad_expert)
-                grad_gate_up, _ = _swiglu_backward(public_saved[rows], grad_public @ public_down, want_inner=False)
+                grad_gate_up, _ = activate_backward(public_saved[rows], grad_public @ public_down)
                 grad_x[rows].addmm_(grad_gate_up, public_gate_up)
         grad_share = (grad * gap).sum(-1, keepdim=True, dtype=torch.float32) if want_share else None
-        return grad_x, grad_share, None, None, of_gate_up.result(masters[0]), of_down.result(masters[1])
+        return grad_x, grad_share, None, None, of_gate_up.result(weights[2]), of_down.result(weights[3])
 
 
 def swiglu_pair(
@@ -237,8 +286,8 @@ def swiglu_pair(
     Args:
         x_NH: inputs, ``[N, H]``.
         share_N1: weight of the expert per token, ``[N, 1]`` fp32, differentiable.
-        public_gate_up: ``[2I, H]`` in the dtype of ``x``; gets no gradient.
-        public_down: ``[H, I]`` in the dtype of ``x``; gets no gradient.
+        public_gate_up: ``[2I, H]``; gets no gradient.
+        public_down: ``[H, I]``; gets no gradient.
         gate_up_weight: the expert's ``[2I, H]``; may be an fp32 master.
         down_weight: the expert's ``[H, I]``; may be an fp32 master.
     """
@@ -247,6 +296,68 @@ def swiglu_pair(
     public = swiglu(x_NH, public_gate_up, public_down)
     gap = swiglu(x_NH, gate_up_weight, down_weight) - public
     return torch.addcmul(public, gap, share_N1.to(x_NH.dtype))
+
+
+class _LowRankGrads:
+    """Sums over blocks of tokens of the gradients of ``A`` and ``B`` of gate, up and down."""
+
+    def __init__(self, factors: list[Tensor], wanted: tuple[bool, ...]) -> None:
+        self._factors = factors
+        self._sums = [_WeightGrad(factor, want) for factor, want in zip(factors, wanted, strict=True)]
+
+    def add(self, *pairs: tuple[Tensor, Tensor]) -> None:
+        """Add one block: for each factor the gradient of its output and its input."""
+        for each, pair in zip(self._sums, pairs, strict=True):
+            each.add(*pair)
+
+    def results(self) -> tuple[Tensor | None, ...]:
+        """In the dtypes of the factors."""
+        return tuple(each.result(factor) for each, factor in zip(self._sums, self._factors, strict=True))
+
+
+class _LowRankPair(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Tensor, public_gate_up: Tensor, public_down: Tensor, *factors: Tensor) -> Tensor:
+        gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x.dtype) for factor in factors)
+        base, down, inner = torch.mm(x, public_gate_up.to(x.dtype).t()), public_down.to(x.dtype).t(), gate_b.shape[0]
+        narrow_gate, narrow_up, narrow_down = x @ gate_a.t(), x @ up_a.t(), x.new_empty(x.shape[0], down_a.shape[0])
+        out, expert = torch.empty_like(x), torch.empty_like(base)
+        for rows in _blocks(x):
+            torch.addmm(base[rows, :inner], narrow_gate[rows], gate_b.t(), out=expert[rows, :inner])
+            torch.addmm(base[rows, inner:], narrow_up[rows], up_b.t(), out=expert[rows, inner:])
+            public, own, weight = activate(base[rows]), activate(expert[rows]), share[rows].to(x.dtype)
+            torch.mm(own, down_a.t(), out=narrow_down[rows])
+            torch.mm(torch.addcmul(public, own.sub_(public), weight), down, out=out[rows])
+            out[rows].addcmul_(narrow_down[rows] @ down_b.t(), weight)
+        ctx.save_for_backward(x, share, base, expert, narrow_gate, narrow_up, narrow_down, public_gate_up, public_down, *factors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, share, base, expert, narrow_gate, narrow_up, narrow_down, public_gate_up, public_down, *factors = ctx.saved_tensors
+        gate_up, down = public_gate_up.to(x.dtype), public_down.to(x.dtype)
+        gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x.dtype) for factor in factors)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_share, sums, inner = torch.empty_like(share), _LowRankGrads(factors, ctx.needs_input_grad[4:]), gate_b.shape[0]
+        for rows in _blocks(x):
+            weight = share[rows].to(x.dtype)
+            grad_mixed, grad_narrow = grad[rows] @ down, grad[rows] @ down_b
+            grad_own = torch.addmm(grad_mixed * weight, grad_narrow * weight, down_a)
+            grad_expert, own = activate_backward(expert[rows], grad_own)
+            grad_base, public = activate_backward(base[rows], grad_mixed - grad_mixed * weight)
+            gap = (grad_mixed * (own - public)).sum(-1, keepdim=True, dtype=torch.float32)
+            grad_share[rows] = gap + (grad_narrow * narrow_down[rows]).sum(-1, keepdim=True, dtype=torch.float32)
+            of_gate, of_up = grad_expert[:, :inner], grad_expert[:, inner:]
+            into_gate, into_up = of_gate @ gate_b, of_up @ up_b
+            sums.add(
+                (into_gate, x[rows]), (of_gate, narrow_gate[rows]), (into_up, x[rows]), (of_up, narrow_up[rows]),
+                (grad_narrow * weight, own), (grad[rows] * weight, narrow_down[rows]),
+            )  # fmt: skip
+            if grad_x is not None:
+                torch.mm(grad_base.add_(grad_expert), gate_up, out=grad_x[rows])
+                grad_x[rows].addmm_(into_gate, gate_a).addmm_(into_up, up_a)
+        return grad_x, grad_share, None, None, *sums.results()
 
 
 def low_rank_pair(x_NH: Tensor, share_N1: Tensor, public_gate_up: Tensor, public_down: Tensor, *factors: Tensor) -> Tensor:
@@ -258,17 +369,19 @@ def low_rank_pair(x_NH: Tensor, share_N1: Tensor, public_gate_up: Tensor, public
     Args:
         x_NH: inputs, ``[N, H]``.
         share_N1: weight of the expert per token, ``[N, 1]`` fp32, differentiable.
-        public_gate_up: ``[2I, H]`` in the dtype of ``x``; gets no gradient.
-        public_down: ``[H, I]`` in the dtype of ``x``; gets no gradient.
+        public_gate_up: ``[2I, H]``; gets no gradient.
+        public_down: ``[H, I]``; gets no gradient.
         factors: ``A [r, columns]`` and ``B [rows, r]`` of gate, up and down; may be fp32 masters.
     """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _LowRankPair.apply(x_NH, share_N1, public_gate_up, public_down, *factors)
     gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x_NH.dtype) for factor in factors)
-    base = F.linear(x_NH, public_gate_up)
+    base = F.linear(x_NH, public_gate_up.to(x_NH.dtype))
     differences = F.linear(F.linear(x_NH, gate_a), gate_b), F.linear(F.linear(x_NH, up_a), up_b)
     public, expert = (F.silu(gate) * up for gate, up in (base.chunk(2, dim=-1), (base + torch.cat(differences, dim=-1)).chunk(2, dim=-1)))
     share = share_N1.to(x_NH.dtype)
     mixed = torch.addcmul(public, expert - public, share)
-    return torch.addcmul(F.linear(mixed, public_down), F.linear(F.linear(expert, down_a), down_b), share)
+    return torch.addcmul(F.linear(mixed, public_down.to(x_NH.dtype)), F.linear(F.linear(expert, down_a), down_b), share)
 
 
 def _rows_of_logits(x_NH: Tensor, vocab: int) -> int:

@@ -157,8 +157,7 @@ def _model(plan: Plan, dtype: torch.dtype, world: World) -> CausalLM:
     for pair in expert_pairs(model):
         pair.row.requires_grad_(plan.settings.router_train)
     if plan.settings.compile:
-        for block in model.layers:
-            block.compile()
+        model.compile_for_training()
     shard(model, world)
     return model
 

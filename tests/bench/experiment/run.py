@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="comma-separated; by default the preset's")
     parser.add_argument("--stage", choices=("all", "baselines", "ours", "table", "sweep"), default="all", help="what to do (default: all)")
     parser.add_argument("--ablations", default="1", help="seeds of the ablation rows, comma-separated or empty (default: 1)")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="only rows whose name contains this; may be repeated")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="only rows whose name contains this, "=NAME=" the row of that name; may be repeated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the rows and an estimate of the time, and do nothing")
@@ -128,7 +128,7 @@ def _chosen(rows: Sequence[Row], options: argparse.Namespace, seed: int) -> list
         ours = options.stage == "ours"
         kept = [row for row in kept if ours == (row.task.stage == "ours") or row.name == "anchor"]
     if options.only:
-        kept = [row for row in kept if any(part in row.name for part in options.only)]
+        kept = [row for row in kept if any(part in f"={row.name}=" for part in options.only)]
     if not kept:
         raise UsageError("No row is left to do; --list shows them.")
     return kept

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.modeling import kernels
+from common.modeling import kernels, pointwise
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +17,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, so that the sums over blocks are exercised; fp32 stays, as the kernels compute in it."""
     monkeypatch.setattr(kernels, "_CPU_BLOCK", 8)
     monkeypatch.setattr(kernels, "_LOGITS_BLOCK", 64)
+    monkeypatch.setattr(kernels, "_ATTENTION_BLOCK", 4)
 
 
 def _draw(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -126,3 +127,54 @@ def test_low_rank_pair_is_the_pair_of_the_materialised_expert(frozen: tuple[int,
         return (1 - share) * _plain_swiglu(x, gate_up, down) + share * _plain_swiglu(x, expert_gate_up, down + down_b @ down_a)
 
     _close(kernels.low_rank_pair, plain, _low_rank_inputs(), frozen)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_compiled_elementwise_parts_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "_compiled", {})
+    x, grad, scores, other, along, angles = _draw((8, 12), (8, 6), (2, 8, 12), (2, 8, 12), (2, 8, 1), (8, 6))
+
+    def results() -> list[Tensor]:
+        return [
+            *pointwise.activate_backward(x, grad),
+            pointwise.norm_backward(x, x[0], x[:, :1].square(), x + 1),
+            pointwise.turn(x, angles.cos(), angles.sin()),
+            pointwise.attention_backward(scores, other.clone(), along, 0.5),
+        ]
+
+    plain = results()
+    assert pointwise.compile_pointwise()
+    assert len(pointwise._compiled) == 4
+    torch.testing.assert_close(results(), plain)
+
+
+@pytest.mark.parametrize("which", ["causal", "documents"])
+def test_attention(which: str) -> None:
+    """Eleven tokens in blocks of four; the second sequence is two documents."""
+    q, k, v = _draw(*[(2, 3, 11, 4)] * 3)
+    segments = torch.tensor([[0] * 11, [0] * 5 + [1] * 6])
+    allowed = (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(11, 11, dtype=torch.bool).tril()
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf")) if which == "documents" else None
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+    _close(lambda q, k, v: kernels.attend(q, k, v, mask, causal=mask is None), plain, (q, k, v))
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1,)])
+def test_linear_with_a_weight_of_another_dtype(frozen: tuple[int, ...]) -> None:
+    x, weight = _draw((3, 7, 6), (5, 6))
+    weight = weight.bfloat16()
+    leaves = [x.requires_grad_(0 not in frozen), weight.requires_grad_(1 not in frozen)]
+    out = kernels.linear(*leaves)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, F.linear(x, weight.float()))
+    out.sum().backward()
+    wide = [x.detach().clone().requires_grad_(), weight.detach().float().requires_grad_()]
+    F.linear(*wide).sum().backward()
+    for number, (mine, theirs) in enumerate(zip(leaves, wide, strict=True)):
+        if number in frozen:
+            assert mine.grad is None
+        else:
+            torch.testing.assert_close(mine.grad, theirs.grad.to(mine.dtype))

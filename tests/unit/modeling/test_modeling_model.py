@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UsageError
+from common.modeling import model as model_module
 from common.modeling.attention import KVCache
 from common.modeling.config import ModelConfig
 from common.modeling.generation import generate
@@ -217,3 +219,49 @@ def test_generation_is_greedy_seeded_and_bounded() -> None:
     for bad in ([], [97], [0] * 65):
         with pytest.raises(UsageError):
             generate(model, bad, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_checkpointed_layers_give_the_same_gradients_from_less_memory(rank: int | None) -> None:
+    pair = CausalLM(_CONFIG, kind="pair", rank=rank)
+    pair.init_weights(2, std=0.2)
+    pair.requires_grad_(False)
+    for block in pair.layers:
+        block.mlp.expert.requires_grad_(True)
+        block.mlp.row.requires_grad_(True)
+    tokens = torch.randint(0, 97, (2, 40))
+    segments = torch.tensor([[0] * 15 + [1] * 25, [0] * 40])
+    seen: dict[bool, tuple[torch.Tensor, list[torch.Tensor], int]] = {}
+    for pair.checkpoint_layers in (False, True):
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda each, saved=saved: saved.append(each) or each, lambda each: each):
+            loss = pair.loss(tokens, tokens, segments, router_z_loss=0.1)
+        held = {each.data_ptr(): each.numel() for each in saved}
+        loss.backward()
+        seen[pair.checkpoint_layers] = (loss.detach(), [p.grad for p in pair.parameters() if p.requires_grad], sum(held.values()))
+        pair.zero_grad()
+    torch.testing.assert_close(seen[True][:2], seen[False][:2], rtol=0, atol=0)
+    assert seen[True][2] < seen[False][2] / 3
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_bf16_pair_trains_with_and_without_bf16_products(stock_dense: Make, monkeypatch: pytest.MonkeyPatch, products: bool) -> None:
+    """Frozen bf16 weights on a CPU without bf16 products are multiplied in fp32, which gives the fp32 gradients of those weights."""
+    _, folder = stock_dense()
+    monkeypatch.setattr(model_module, "multiplies_bf16", lambda _: products)
+    tokens = torch.randint(2, 97, (2, 23), generator=torch.Generator().manual_seed(3))
+    pair = load_pair(folder, rows_LH=torch.ones(3, 32), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for block in pair.layers:
+            block.mlp.expert.down.weight.mul_(-1)
+    exact = copy.deepcopy(pair).float()
+    losses = [each.loss(tokens, tokens) for each in (exact, pair)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02 if products else 1e-5, atol=0)
+    for loss in losses:
+        loss.backward()
+    assert pair.hidden(tokens).dtype == (torch.bfloat16 if products else torch.float32)
+    for theirs, mine in zip(exact.parameters(), pair.parameters(), strict=True):
+        if theirs.requires_grad:
+            assert mine.grad.dtype == torch.float32
+            if not products:
+                torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-6, rtol=1e-4)
