@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from common.formats.manifest import ExpertManifest
-from common.formats.proxies import encode_proxies, parse_proxies, text_digest
+from common.formats.proxies import parse_proxies, text_digest
 from common.formats.strictjson import parse_document
 from common.modeling.loading import load_model
 from tests.support.domains import DOMAINS, write_domains
@@ -241,31 +241,6 @@ def test_stock_transformers_loads_a_tuned_model(federation: Federation, tuned: P
         theirs = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)(tokens).logits
         assert float((theirs - load_model(tuned)(tokens)).abs().max()) < 1e-4
         assert float((theirs - load_model(federation.model("code"))(tokens)).abs().max()) > 1e-3, "tuning makes a difference"
-
-
-@pytest.mark.parametrize(
-    ("model", "more", "code", "said"),
-    [
-        ("all", [], 57, "heads of this model is not in force"),
-        ("tuned", [], 10, "tuned already"),
-        ("code", ["--proxies", "heads={listed}"], 10, "no expert of this model"),
-        ("code", ["--proxies", "code={listed}", "--data", "code={listed}"], 10, "given twice"),
-        ("code", ["--proxies", "code={listed}", "--top-k", "3"], 10, "3 experts cannot be active"),
-        ("code", ["--proxies", "code={elsewhere}"], 10, "another anchor"),
-        ("code", ["--proxies", "code={strange}"], 12, "1 of the 1 documents"),
-    ],
-)
-def test_a_router_that_cannot_be_tuned(
-    federation: Federation, tuned: Path, tmp_path: Path, model: str, more: list[str], code: int, said: str
-) -> None:
-    names = {"listed": federation.folder / "code.proxies.jsonl", "elsewhere": tmp_path / "elsewhere", "strange": tmp_path / "strange"}
-    head, digests = parse_proxies(names["listed"].read_bytes())
-    names["elsewhere"].write_bytes(encode_proxies("code", "0" * 64, digests))
-    names["strange"].write_bytes(encode_proxies("code", head.anchor, ["1" * 64]))
-    options = ("--out", tmp_path / "out", "--steps", 1, "--batch-tokens", 256, "--home", federation.home)
-    done = run("coordinator", "tune-router", federation.model(model), *options, *(text.format(**names) for text in more), expect=code)
-    assert said in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_evaluation_leaves_no_report(federation: Federation, tmp_path: Path) -> None:
