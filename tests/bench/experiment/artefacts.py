@@ -6,13 +6,14 @@ import hashlib
 import inspect
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.formats.layout import PUBLIC_SAMPLE_NAME
 from common.formats.manifest import LowRankKind
+from common.lowrank import materialise
 from common.modeling.config import ModelConfig
 from common.modeling.export import save_dense
 from common.modeling.loading import load_model
@@ -25,7 +26,8 @@ from common.weights.plan import plan_assembly
 from common.weights.sources import AnchorSource, ExpertSource, anchor_source, expert_source, read_manifest
 from coordinator.compute.anchor_training import train_anchor
 from coordinator.compute.moments import public_moments
-from owner_client.training import package, routers
+from owner_client.training import routers
+from owner_client.training.package import package_kind
 from owner_client.training.run import train_expert
 from owner_client.training.settings import TrainSettings
 from tests.bench.experiment.baselines.mixtures import branch_train_mix, load_mixture, save_mixture, upcycled
@@ -37,7 +39,7 @@ from tests.bench.experiment.store import Desk, Store, Task
 from tests.bench.experiment.training import Blend, Recipe, continue_training
 from tests.support.tiny_manifests import anchor_manifest, expert_manifest
 
-__all__ = ["MIXTURE_FILE", "ROWS_FILE", "Artefacts", "assemble", "supports"]
+__all__ = ["MIXTURE_FILE", "ROWS_FILE", "Artefacts", "assemble"]
 
 MIXTURE_FILE = "mixture.safetensors"
 ROWS_FILE = "rows.safetensors"
@@ -257,33 +259,18 @@ class Artefacts:
                 train_expert(self.anchor_folder(), data, run_dir=desk.work / "run", out_dir=made, settings=settings, progress=desk.progress)
             for path in made.iterdir():
                 (desk.out / path.name).write_bytes(path.read_bytes())
-            expert_manifest(desk.out, self.anchor_digest(), name=name, **_kind(desk.out, self.anchor_folder(), settings))
+            expert_manifest(desk.out, self.anchor_digest(), name=name, kind=package_kind(desk.out, self.anchor_folder()))
             return {}
 
         kept = {key: value for key, value in asdict(settings).items() if key not in _UNMEASURED}
         identity = {"settings": kept, "domain": name, "corpus": self.corpus.digest, "routers": _source_digest()}
-        cost = settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(_rank(settings))
+        cost = settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(settings.rank)
         return Task("pair", f"{label}, seed {self.seed}", identity, make, [self.anchor], cost, "ours")
 
     def pair_cost(self, overrides: Mapping[str, Any]) -> float:
         """FLOPs of one owner's training."""
         settings = self.settings(overrides)
-        return settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(_rank(settings))
-
-
-def _kind(folder: Path, anchor: Path, settings: TrainSettings) -> dict[str, Any]:
-    """What a low-rank package's manifest says besides."""
-    return {} if _rank(settings) is None else {"kind": package.package_kind(folder, anchor)}
-
-
-def _rank(settings: TrainSettings) -> int | None:
-    rank: int | None = getattr(settings, "rank", None)
-    return rank
-
-
-def supports(overrides: Mapping[str, Any]) -> bool:
-    """Whether the trainer knows all these settings."""
-    return set(overrides) <= {each.name for each in fields(TrainSettings)}
+        return settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(settings.rank)
 
 
 def _source_digest() -> str:
@@ -305,20 +292,18 @@ def assemble(anchor: Path, packages: Sequence[Path], out: Path, *, top_k: int) -
     shutil.rmtree(out, ignore_errors=True)
     base = anchor_source(read_manifest(anchor), anchor)
     experts = [expert_source(read_manifest(package), package) for package in packages]
-    plan = plan_assembly(base, experts, top_k, "", **_materialised(base, experts, out.parent))
+    plan = plan_assembly(base, experts, top_k, "", materialised=_materialised(base, experts, out.parent))
     write_assembly(plan, out)
     return out
 
 
-def _materialised(anchor: AnchorSource, experts: Sequence[ExpertSource], folder: Path) -> dict[str, Any]:
+def _materialised(anchor: AnchorSource, experts: Sequence[ExpertSource], folder: Path) -> dict[str, Path]:
     """The full matrices of low-rank experts, as the coordinator makes them for an assembly."""
     files: dict[str, Path] = {}
     for expert in experts:
         kind = expert.manifest.kind
         if isinstance(kind, LowRankKind):
-            from common.lowrank import materialise
-
             files[expert.digest] = folder / f"{expert.digest}.safetensors"
             signed = {entry.name: entry.sha256 for entry in kind.materialised}
             materialise.write_materialised(materialise.source_matrices(anchor, expert), files[expert.digest], signed)
-    return {"materialised": files} if files else {}
+    return files

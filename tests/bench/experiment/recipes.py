@@ -1,4 +1,4 @@
-"""How the baselines are trained; rates chosen by ``run.py --stage sweep`` on documents held out of training files."""
+"""How the baselines are trained; ``run.py --stage sweep`` measures the alternatives on documents held out of training files."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from coordinator.usecases.assemble import DEFAULT_TOP_K
-from tests.bench.experiment.artefacts import Artefacts, supports
+from tests.bench.experiment.artefacts import Artefacts
 from tests.bench.experiment.evaluation import PREFIX, SHORT_PREFIX, Evaluations
 from tests.bench.experiment.store import Task
+from tests.bench.experiment.tuned import tuning
 
 __all__ = ["GROUPS", "Row", "all_rows"]
 
@@ -141,16 +141,12 @@ class _Rows:
         """FlexOlmo by the product's defaults, and its variants."""
         yield self._mixture("FlexOlmo", {}, note=f"top-{self._top_k}, no joint step")
         yield self._mixture("FlexOlmo, paper's recipe", PAPER_RECIPE)
-        if find_spec("coordinator.compute.tuning_run") is not None:
-            yield self._tuned()
+        yield self._tuned()
         rank = {"rank": max(1, self._sizes.anchor.hidden_size // 8)}
-        if supports(rank):
-            yield self._mixture(f"FlexOlmo, rank {rank['rank']}", rank)
+        yield self._mixture(f"FlexOlmo, rank {rank['rank']}", rank)
 
     def _tuned(self) -> Row:
         """The same mixture after a joint step on public text that the owners chose."""
-        from tests.bench.experiment.tuned import tuning
-
         pairs = self._pairs({})
         rows = tuning(self._made, pairs, top_k=self._top_k)
         return Row(
@@ -186,5 +182,4 @@ class _Rows:
             "twice the tokens": {"tokens": double},
         }
         for name, overrides in changes.items():
-            if supports(overrides):
-                yield self._mixture(name, overrides, group="ablation")
+            yield self._mixture(name, overrides, group="ablation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def test_the_whole_comparison(artefacts: Artefacts, capsys: pytest.CaptureFixtur
         assert without == pytest.approx(rows["pair code"]["scores"][name]["nats"], abs=1e-5)
     assert "| FlexOlmo |" in (artefacts.store.folder / "table.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in (artefacts.store.folder / "results").iterdir()}
-    assert "[35/35]" in capsys.readouterr().err
+    assert re.search(r"\[(\d+)/\1\] ", capsys.readouterr().err)
     assert run.main(command(artefacts)) == 0
     assert {path: path.stat().st_mtime_ns for path in (artefacts.store.folder / "results").iterdir()} == before
     assert capsys.readouterr().err == ""
