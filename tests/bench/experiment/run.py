@@ -58,7 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="comma-separated; by default the preset's")
     parser.add_argument("--stage", choices=("all", "baselines", "ours", "table", "sweep"), default="all", help="what to do (default: all)")
     parser.add_argument("--ablations", default="1", help="seeds of the ablation rows, comma-separated or empty (default: 1)")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="only rows whose name contains this, "=NAME=" the row of that name; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="only rows with this in =NAME=; may be repeated",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the rows and an estimate of the time, and do nothing")
