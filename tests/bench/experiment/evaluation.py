@@ -40,6 +40,7 @@ class Evaluations:
         self.artefacts = artefacts
         self.store, self.corpus, self.sizes = artefacts.store, artefacts.corpus, artefacts.sizes
         self._texts: dict[str, dict[str, ScoredText]] = {}
+        self._latest: tuple[str, CausalLM] | None = None
 
     # --- text and results ---------------------------------------------------------------------------------------------
 
@@ -130,15 +131,19 @@ class Evaluations:
     ) -> Task:
         """Of an assembled mixture, with experts left out, or with tuned rows."""
         active = min(top_k, len(pairs) + 1)
+        needs = [*pairs, *([] if rows is None else [rows])]
 
         def load(desk: Desk) -> CausalLM:
-            packages = [self.store.path(pair) for pair in pairs]
-            model = load_model(assemble(self.artefacts.anchor_folder(), packages, desk.work / "assembled", top_k=active))
-            if rows is not None:
-                _set_rows(model, self.store.path(rows) / ROWS_FILE)
-            return model
+            # Opt-outs follow each other and differ only in who may answer, so the last model is kept.
+            key = " ".join([str(active), *(need.digest for need in needs)])
+            if self._latest is None or self._latest[0] != key:
+                packages = [self.store.path(pair) for pair in pairs]
+                model = load_model(assemble(self.artefacts.anchor_folder(), packages, desk.work / "assembled", top_k=active))
+                if rows is not None:
+                    _set_rows(model, self.store.path(rows) / ROWS_FILE)
+                self._latest = key, model
+            return self._latest[1]
 
-        needs = [*pairs, *([] if rows is None else [rows])]
         return self._model(title, needs, load, active=active, allowed=allowed, stage="ours", top_k=top_k)
 
     # --- mixed from the losses of dense models ------------------------------------------------------------------------
