@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-run
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint fix bench experiment proto check-proto docs clean
+.PHONY: help install dev demo test lint fix bench bench-gpu experiment proto check-proto docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | expand -t 14
@@ -51,6 +51,9 @@ fix: $(VENV)/.dev ## Format and repair what ruff can repair
 bench: $(VENV)/.dev ## Run the benchmarks into bench.json (BENCH=NAME for one)
 	@$(BIN)/python tests/bench/run.py --out bench.json $(if $(BENCH),--only $(BENCH))
 
+bench-gpu: $(VENV)/.dev ## Measure expert training at 7B layer shapes on this machine's GPU (ARGS="--layers 8")
+	@$(BIN)/python tests/bench/gpu.py --out bench-gpu.json $(ARGS)
+
 experiment: $(VENV)/.dev ## The paper's comparison at small scale (DATA=DIR, PRESET=smoke|small|full, OUT=DIR)
 	@$(BIN)/python tests/bench/experiment/run.py --data $(or $(DATA),$(error DATA=DIR names the folder of corpora)) --preset $(or $(PRESET),small) \
 	  --out $(or $(OUT),experiment-run) $(EXPERIMENT_ARGS)
@@ -69,5 +72,5 @@ docs: $(VENV)/.dev ## Write the generated pages (docs/errors.md)
 	@$(BIN)/python -m tests.support.errors_page docs/errors.md
 
 clean: ## Remove .venv, caches and the demo's output
-	@rm -rf $(VENV) $(DEMO_OUT) experiment-run bench.json build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) $(DEMO_OUT) experiment-run bench.json bench-gpu.json build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

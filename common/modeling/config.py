@@ -148,21 +148,29 @@ class ModelConfig:
         active = self._attention_params() + self.num_experts_per_tok * self.expert_params_per_layer()
         return 2 * (self.num_layers * active + self.vocab_size * self.hidden_size)
 
-    def pair_training_flops_per_token(self) -> int:
-        """Matrix-product FLOPs that training one expert pair needs: forward, input gradients, and weight gradients of one expert."""
+    def pair_training_flops_per_token(self, seq_len: int = 0) -> int:
+        """Matrix-product FLOPs that training one expert pair needs: forward, input gradients, and weight gradients of one expert.
+
+        Args:
+            seq_len: count the causal attention scores of sequences of this length too.
+        """
         ffn, attention, head = self.expert_params_per_layer(), self._attention_params(), self.vocab_size * self.hidden_size
         forward = self.num_layers * (attention + 2 * ffn) + head
         inputs = (self.num_layers - 1) * (attention + 2 * ffn) + self.hidden_size * self.intermediate_size + head
-        return 2 * (forward + inputs + self.num_layers * ffn)
+        return 2 * (forward + inputs + self.num_layers * ffn + self._score_products(seq_len))
 
-    def low_rank_pair_training_flops_per_token(self, rank: int) -> int:
+    def low_rank_pair_training_flops_per_token(self, rank: int, seq_len: int = 0) -> int:
         """As :meth:`pair_training_flops_per_token` for an expert of low-rank differences: one full FFN, and its factors three times."""
         ffn, attention, head = self.expert_params_per_layer(), self._attention_params(), self.vocab_size * self.hidden_size
         factors = 3 * rank * (self.hidden_size + self.intermediate_size)
         forward = self.num_layers * (attention + ffn + factors) + head
         first = self.hidden_size * self.intermediate_size + rank * (self.hidden_size + 3 * self.intermediate_size)
         inputs = (self.num_layers - 1) * (attention + ffn + factors) + first + head
-        return 2 * (forward + inputs + self.num_layers * factors)
+        return 2 * (forward + inputs + self.num_layers * factors + self._score_products(seq_len))
+
+    def _score_products(self, seq_len: int) -> int:
+        """Multiplications a token of causal attention over half a sequence on average: two products forward, four backward above layer 0."""
+        return seq_len * self.hidden_size * (self.num_layers + 2 * (self.num_layers - 1))
 
     def _attention_params(self) -> int:
         return 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * self.kv_size

@@ -19,6 +19,11 @@ BENCHMARKS = {
     "verify_vs_sha256": "tests.bench.verify:verify_vs_sha256",
     "materialise_vs_blas": "tests.bench.lowrank:materialise_vs_blas",
     "train_vs_transformers": "tests.bench.train:train_vs_transformers",
+    "train_vs_transformers_bf16": "tests.bench.train:train_vs_transformers_bf16",
+    "train_vs_matmul_bound": "tests.bench.train:train_vs_matmul_bound",
+    "train_vs_matmul_bound_bf16": "tests.bench.train:train_vs_matmul_bound_bf16",
+    "low_rank_vs_full": "tests.bench.train:low_rank_vs_full",
+    "train_loss_vs_transformers": "tests.bench.train:train_loss_vs_transformers",
 }
 
 
