@@ -39,7 +39,7 @@ _WIDTH = 60  # characters of each
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The list to write; must not exist.")
 @click.option("--count", type=int, default=500, show_default=True, metavar="N", help="Documents to name, at most.")
 @click.option(
-    "--candidates", type=int, default=3000, show_default=True, metavar="N", help="The most relevant documents that diversity chooses from."
+    "--candidates", type=int, metavar="N", help="The most relevant documents that diversity chooses from. [default: six times --count]"
 )
 @click.option("--text-field", default="text", show_default=True, metavar="FIELD", help="The field or column that holds the text.")
 @click.option("--anchor", metavar="NAME|DIGEST", help="Which pulled anchor. [default: the newest]")
@@ -53,7 +53,7 @@ def proxies(
     data: tuple[str, ...],
     out: Path,
     count: int,
-    candidates: int,
+    candidates: int | None,
     text_field: str,
     anchor: str | None,
     device: str,
@@ -76,7 +76,7 @@ def proxies(
     verify_local_anchor(session, chosen, sink)
     from owner_client.training.proxies import ProxySettings, choose_proxies  # torch, only when something is computed
 
-    settings = ProxySettings(count=count, candidates=max(count, candidates), seed=seed)
+    settings = ProxySettings(count=count, candidates=candidates, seed=seed)
     found = choose_proxies(chosen.folder, list(data), settings, text_field=text_field, device=device, progress=sink)
     write_atomic(out, encode_proxies(name, chosen.digest, [proxy.sha256 for proxy in found]), exclusive=True)
     if as_json:

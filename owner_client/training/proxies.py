@@ -36,6 +36,7 @@ from owner_client.training.routers import discriminant_row
 __all__ = ["Proxy", "ProxySettings", "choose_proxies"]
 
 _RIDGE = 1e-2  # of the discriminant: there are fewer documents than tokens, so more than a router's row needs
+_CANDIDATES = 6  # for each document of the list
 _LEAST = 16  # documents of either side; fewer describe nothing
 _BATCH_TOKENS = 8192  # computed at once
 
@@ -50,8 +51,8 @@ class ProxySettings:
 
     count: int = 500
     """Documents of the list, at most."""
-    candidates: int = 3000
-    """The most relevant documents that diversity chooses from."""
+    candidates: int | None = None
+    """The most relevant documents that diversity chooses from; by default six times ``count``, the proportion of MetaMoE."""
     private_documents: int = 2000
     """Private documents looked at, drawn by seed."""
     public_documents: int = 20_000
@@ -63,10 +64,15 @@ class ProxySettings:
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MAX_PROXIES:
             raise UsageError(f"A list names 1 to {MAX_PROXIES} documents.")
-        if self.candidates < self.count:
-            raise UsageError(f"{self.candidates} candidates are fewer than the {self.count} documents to choose.")
+        if self.pool < self.count:
+            raise UsageError(f"{self.pool} candidates are fewer than the {self.count} documents to choose.")
         if min(self.private_documents, self.public_documents) < _LEAST or self.tokens < 2 or self.seed < 0:
             raise UsageError(f"At least {_LEAST} documents of either side and 2 tokens are needed, and a seed of at least 0.")
+
+    @property
+    def pool(self) -> int:
+        """Candidates that diversity chooses from."""
+        return _CANDIDATES * self.count if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ def choose_proxies(
     reader = _Reader(load_model(anchor_folder, device=_device(device)), load_tokenizer(anchor_folder), settings.tokens, progress)
     private_NF, public_MF = reader.vectors(own, "private"), reader.vectors(public, "public")
     scores_M = _cross_scores(private_NF, public_MF)
-    order = scores_M.argsort(descending=True)[: settings.candidates]
+    order = scores_M.argsort(descending=True)[: settings.pool]
     log_relevance = torch.nn.functional.logsigmoid(scores_M[order])
     picked = order[greedy_map(log_relevance, similarity(public_MF[order]), settings.count)]
     relevance = torch.sigmoid(scores_M)
