@@ -21,6 +21,8 @@ from owner_client.training.run import TrainResult, train_expert
 from owner_client.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
+    optimizer="adamw",
+    public_share=0.3,
     steps=16,
     batch_tokens=256,
     seq_len=32,

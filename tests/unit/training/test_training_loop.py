@@ -25,6 +25,9 @@ from owner_client.training.settings import TrainSettings
 from owner_client.training.trainer import frozen_digest
 
 SETTINGS = TrainSettings(
+    optimizer="adamw",
+    public_share=0.3,
+    router_refit=False,
     steps=12,
     batch_tokens=256,
     seq_len=32,

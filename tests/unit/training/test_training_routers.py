@@ -120,3 +120,29 @@ def test_length_and_learning_rate() -> None:
     with pytest.raises(UsageError):
         TrainSettings().lr_at(0, 10)
     assert TrainSettings().digest() == TrainSettings(checkpoint_every=7).digest() != TrainSettings(lr=2e-3).digest()
+
+
+def _documents(inputs: torch.Tensor, of: int) -> routers.RouterInputs:
+    """A sample of one layer whose every ``of`` inputs are a document."""
+    sample = routers.RouterInputs(1)
+    sample.add(0, inputs)
+    sample.note_documents(torch.arange(len(inputs)) // of)
+    return sample
+
+
+def test_public_documents_that_look_private_are_left_out_of_a_refit() -> None:
+    private, public = _two_sides()
+    kind = private[:200] + 0.01
+    mixed = _documents(torch.cat((public, kind)), 20)
+    kept = routers.foreign(_documents(private, 20), mixed, layer=0)
+    assert float(kept[: len(public)].float().mean()) > 0.95
+    assert not bool(kept[len(public) :].any())
+    [row] = routers.refit_rows(_documents(private, 20), mixed, layers=1)
+    with_them = routers.discriminant_row(private, mixed.of(0), mixed.of(0).t() @ mixed.of(0) / len(mixed.of(0)))
+    assert float((private @ row).mean()) > float((private @ with_them).mean())
+
+
+def test_a_refit_without_foreign_documents_takes_them_all() -> None:
+    private, _ = _two_sides()
+    kept = routers.foreign(_documents(private[:1000], 1000), _documents(private[1000:] * 1.01, 1000), layer=0)
+    assert bool(kept.all())
