@@ -169,7 +169,7 @@ class ModelConfig:
         return 2 * (forward + inputs + self.num_layers * factors + self._score_products(seq_len))
 
     def _score_products(self, seq_len: int) -> int:
-        """Multiplications a token of causal attention, half a sequence on average: two products forward, four back above layer 0."""
+        """Multiplications a token of causal attention over half a sequence on average: two forward, four backward above layer 0."""
         return seq_len * self.hidden_size * (self.num_layers + 2 * (self.num_layers - 1))
 
     def _attention_params(self) -> int:

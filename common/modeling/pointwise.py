@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["activate", "activate_backward", "attention_backward", "compile_pointwise", "norm_backward", "turn"]
+__all__ = ["activate", "activate_backward", "attention_backward", "compile_pointwise", "mix", "mix_backward", "norm_backward", "turn"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def compile_pointwise() -> bool:
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         logger.warning("There is no C++ compiler, so training goes on without compiled elementwise kernels.")
         return False
-    for function in (_activate_backward, _norm_backward, _turn, _attention_backward):
+    for function in (_activate_backward, _mix, _mix_backward, _norm_backward, _turn, _attention_backward):
         _compiled.setdefault(function.__name__, torch.compile(function))
     return True
 
@@ -63,6 +63,50 @@ def activate_backward(gate_up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     torch.mul(grad, active, out=grad_up)
     grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
     return out, active.mul_(up)
+
+
+def _mix(base: Tensor, expert: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), expert.chunk(2, dim=-1)
+    public, own = F.silu(public_gate) * public_up, F.silu(gate) * up
+    return torch.addcmul(public, own - public, share), own
+
+
+def mix(base: Tensor, expert: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Both activations of ``[n, 2I]`` projections mixed by ``share [n, 1]``, and the expert's own; ``[n, I]``."""
+    mixed, own = _run(_mix, base, expert, share)
+    return mixed, own
+
+
+def _mix_backward(base: Tensor, expert: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), expert.chunk(2, dim=-1)
+    public_sigmoid, sigmoid = torch.sigmoid(public_gate), torch.sigmoid(gate)
+    public_active, active = public_gate * public_sigmoid, gate * sigmoid
+    toward_public, toward_own = grad_mixed * (1 - share), grad_own + grad_mixed * share
+    of_gate, of_up = toward_own * up * (sigmoid + active * (1 - sigmoid)), toward_own * active
+    of_public_gate = toward_public * public_up * (public_sigmoid + public_active * (1 - public_sigmoid))
+    both = torch.cat((of_gate + of_public_gate, of_up + toward_public * public_active), dim=-1)
+    own = active * up
+    gap = (grad_mixed * (own - public_active * public_up)).sum(-1, keepdim=True, dtype=torch.float32)
+    return torch.cat((of_gate, of_up), dim=-1), both, own, gap
+
+
+def mix_backward(
+    base: Tensor, expert: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient of :func:`mix` for those of both its results, when the expert's projections are the base's plus a difference.
+
+    Returns:
+        The gradient to the difference ``[n, 2I]``, to the base ``[n, 2I]``, the expert's activation ``[n, I]``, and the gradient to the
+        share ``[n, 1]`` in fp32.
+    """
+    if _mix_backward.__name__ in _compiled:
+        of_expert, of_base, own, gap = _run(_mix_backward, base, expert, grad_mixed, grad_own, share)
+        return of_expert, of_base, own, gap
+    toward_own = grad_mixed * share
+    of_base, public = activate_backward(base, grad_mixed - toward_own)
+    of_expert, own = activate_backward(expert, toward_own.add_(grad_own))
+    gap = public.neg_().add_(own).mul_(grad_mixed).sum(-1, keepdim=True, dtype=torch.float32)
+    return of_expert, of_base.add_(of_expert), own, gap
 
 
 def _norm_backward(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, ...]:

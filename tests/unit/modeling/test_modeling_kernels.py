@@ -137,6 +137,8 @@ def test_compiled_elementwise_parts_are_the_plain_ones(monkeypatch: pytest.Monke
     def results() -> list[Tensor]:
         return [
             *pointwise.activate_backward(x, grad),
+            *pointwise.mix(x, x + 1, along[0].sigmoid()),
+            *pointwise.mix_backward(x, x + 1, grad, grad * 2, along[0].sigmoid()),
             pointwise.norm_backward(x, x[0], x[:, :1].square(), x + 1),
             pointwise.turn(x, angles.cos(), angles.sin()),
             pointwise.attention_backward(scores, other.clone(), along, 0.5),
@@ -144,7 +146,7 @@ def test_compiled_elementwise_parts_are_the_plain_ones(monkeypatch: pytest.Monke
 
     plain = results()
     assert pointwise.compile_pointwise()
-    assert len(pointwise._compiled) == 4
+    assert len(pointwise._compiled) == 6
     torch.testing.assert_close(results(), plain)
 
 
