@@ -65,20 +65,20 @@ def activate_backward(gate_up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return out, active.mul_(up)
 
 
-def _mix(base: Tensor, expert: Tensor, share: Tensor) -> tuple[Tensor, ...]:
-    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), expert.chunk(2, dim=-1)
+def _mix(base: Tensor, difference: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), (base + difference).chunk(2, dim=-1)
     public, own = F.silu(public_gate) * public_up, F.silu(gate) * up
     return torch.addcmul(public, own - public, share), own
 
 
-def mix(base: Tensor, expert: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Both activations of ``[n, 2I]`` projections mixed by ``share [n, 1]``, and the expert's own; ``[n, I]``."""
-    mixed, own = _run(_mix, base, expert, share)
+def mix(base: Tensor, difference: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations of ``base`` and of ``base + difference``, both ``[n, 2I]``, mixed by ``share [n, 1]``; and the second alone."""
+    mixed, own = _run(_mix, base, difference, share)
     return mixed, own
 
 
-def _mix_backward(base: Tensor, expert: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor) -> tuple[Tensor, ...]:
-    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), expert.chunk(2, dim=-1)
+def _mix_backward(base: Tensor, difference: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    (public_gate, public_up), (gate, up) = base.chunk(2, dim=-1), (base + difference).chunk(2, dim=-1)
     public_sigmoid, sigmoid = torch.sigmoid(public_gate), torch.sigmoid(gate)
     public_active, active = public_gate * public_sigmoid, gate * sigmoid
     toward_public, toward_own = grad_mixed * (1 - share), grad_own + grad_mixed * share
@@ -91,20 +91,20 @@ def _mix_backward(base: Tensor, expert: Tensor, grad_mixed: Tensor, grad_own: Te
 
 
 def mix_backward(
-    base: Tensor, expert: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor
+    base: Tensor, difference: Tensor, grad_mixed: Tensor, grad_own: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of :func:`mix` for those of both its results, when the expert's projections are the base's plus a difference.
+    """Gradient of :func:`mix` for those of both its results.
 
     Returns:
         The gradient to the difference ``[n, 2I]``, to the base ``[n, 2I]``, the expert's activation ``[n, I]``, and the gradient to the
         share ``[n, 1]`` in fp32.
     """
     if _mix_backward.__name__ in _compiled:
-        of_expert, of_base, own, gap = _run(_mix_backward, base, expert, grad_mixed, grad_own, share)
+        of_expert, of_base, own, gap = _run(_mix_backward, base, difference, grad_mixed, grad_own, share)
         return of_expert, of_base, own, gap
     toward_own = grad_mixed * share
     of_base, public = activate_backward(base, grad_mixed - toward_own)
-    of_expert, own = activate_backward(expert, toward_own.add_(grad_own))
+    of_expert, own = activate_backward(base + difference, toward_own.add_(grad_own))
     gap = public.neg_().add_(own).mul_(grad_mixed).sum(-1, keepdim=True, dtype=torch.float32)
     return of_expert, of_base.add_(of_expert), own, gap
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_HIDDEN = 512  # below this width bf16 on a CPU gains nothing, whatever the products alone do
 _PROBE_GAIN = 1.5  # how much faster a bf16 product must be
+_COMPILED_SECONDS = 300.0  # of arithmetic at the CPU's best rate; compiling takes about ten
 _CPU_MICRO_TOKENS = 8192  # more at once is not faster
 _ACTIVATION_SHARE = 0.4  # of a GPU's memory
 _PROBE_ROWS, _PROBE_SIDE = 2048, 1024
@@ -50,16 +51,29 @@ def device_type(settings: TrainSettings) -> str:
     return "cuda" if available and settings.device != "cpu" else "cpu"
 
 
-def decide(settings: TrainSettings, config: ModelConfig, device: str) -> TrainSettings:
+def decide(settings: TrainSettings, config: ModelConfig, device: str, *, private_tokens: int) -> TrainSettings:
     """The settings with everything that was left to the machine decided; decided once per run, since results depend on it."""
     dtype = settings.dtype if settings.dtype != "auto" else _dtype(config, device)
     return replace(
         settings,
         device="cuda" if device == "cuda" else "cpu",
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
-        micro_tokens=settings.micro_tokens or _micro_tokens(config, device, settings.seq_len),
-        compile=_compiles(device) if settings.compile is not False and (settings.compile or device == "cuda") else False,
+        micro_tokens=settings.micro_tokens or _micro_tokens(config, device, settings),
+        compile=_wants_compiling(settings, config, device, private_tokens) and _compiles(device),
     )
+
+
+def _wants_compiling(settings: TrainSettings, config: ModelConfig, device: str, private_tokens: int) -> bool:
+    """Whether compiling is asked for, or saves more time than it takes: always on a GPU, on a CPU in a run of some minutes."""
+    if settings.compile is not None or device == "cuda":
+        return settings.compile is not False
+    tokens = settings.total_steps(private_tokens) * settings.batch_tokens
+    per_token = (
+        config.pair_training_flops_per_token(settings.seq_len)
+        if settings.rank is None
+        else config.low_rank_pair_training_flops_per_token(settings.rank, settings.seq_len)
+    )
+    return tokens * per_token / peak_flops(torch.device("cpu"), torch.float32) > _COMPILED_SECONDS
 
 
 def _dtype(config: ModelConfig, device: str) -> str:
@@ -87,11 +101,13 @@ def _bf16_gain(hidden: int, inner: int) -> float:
     return _seconds(512, hidden, inner, torch.float32, "cpu") / _seconds(512, hidden, inner, torch.bfloat16, "cpu")
 
 
-def _micro_tokens(config: ModelConfig, device: str, seq_len: int) -> int:
-    """Tokens whose activations fit: a multiple of ``seq_len``."""
-    tokens = _CPU_MICRO_TOKENS
+def _micro_tokens(config: ModelConfig, device: str, settings: TrainSettings) -> int:
+    """Tokens whose activations fit: a multiple of the sequence's length."""
+    tokens, seq_len = _CPU_MICRO_TOKENS, settings.seq_len
     if device == "cuda":
-        per_token = 2 * config.num_layers * (12 * config.hidden_size + 6 * config.intermediate_size)  # bytes, kept for the backward pass
+        of_layer = 12 * config.hidden_size + 6 * config.intermediate_size
+        kept = of_layer + config.num_layers * config.hidden_size if settings.checkpoint_layers else config.num_layers * of_layer
+        per_token = 2 * kept  # bytes, kept for the backward pass
         tokens = int(_ACTIVATION_SHARE * torch.cuda.get_device_properties(0).total_memory / per_token)
     return max(1, tokens // seq_len) * seq_len
 

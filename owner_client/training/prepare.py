@@ -157,7 +157,7 @@ def _open_run(
     path = run_dir / _RUN
     known = _read(path)
     if known is None:
-        decided = decide(settings, anchor.config, device)
+        decided = decide(settings, anchor.config, device, private_tokens=inputs.private.num_tokens)
         document = {"identity": identity, "decided": {name: getattr(decided, name) for name in _DECIDED}}
         write_atomic(path, json.dumps(document, indent=2).encode())
         return decided

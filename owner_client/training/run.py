@@ -156,6 +156,7 @@ def _model(plan: Plan, dtype: torch.dtype, world: World) -> CausalLM:
     model = load_pair(plan.anchor, rows_LH=plan.rows(), rank=rank, seed=seed, dtype=dtype, device=place)
     for pair in expert_pairs(model):
         pair.row.requires_grad_(plan.settings.router_train)
+    model.checkpoint_layers = plan.settings.checkpoint_layers
     if plan.settings.compile:
         model.compile_for_training()
     shard(model, world)

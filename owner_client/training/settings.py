@@ -24,7 +24,7 @@ _POSITIVE = ("batch_tokens", "seq_len", "clip", "eval_tokens", "router_tokens", 
 _NOT_NEGATIVE = ("eval_every", "patience", "warmup", "weight_decay", "z_loss", "router_z_loss", "seed", "min_lr_ratio")
 _DEFAULT_EPOCHS = 2.0
 _LR, _LR_WIDTH = {"adamw": 5e-3, "muon": 1e-2}, 128
-_UNMEASURED = ("checkpoint_every",)  # changes nothing that a resumed run could notice
+_UNMEASURED = ("checkpoint_every", "checkpoint_layers")  # changes nothing that a resumed run could notice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,9 @@ class TrainSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool | None = None
-    """Compile the blocks with ``torch.compile``; by default on CUDA, where a compiler is installed."""
+    """Compile with ``torch.compile``; by default on CUDA, and on a CPU in runs of some minutes and more, where a compiler is installed."""
+    checkpoint_layers: bool = False
+    """Keep only every layer's input for the backward pass and run the layer again there: far less memory, about a third more work."""
     heldout: float = 0.02
     """Share of documents that are only measured on."""
     eval_tokens: int = 32_768

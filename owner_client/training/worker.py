@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
 from common.console import TerminalProgress
 from common.errors import ElmgroveError, InterruptedByUserError
@@ -38,8 +40,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def main() -> int:
-    """Follow, tell the result as one line of JSON on standard output, and return the exit code."""
+def main() -> NoReturn:
+    """Follow, tell the result as one line of JSON on standard output, and end the process with the exit code.
+
+    The interpreter is not taken down step by step: threads of the process group's transport may still be releasing tensors then, and one
+    that asks for the interpreter's lock at that moment aborts a process whose work is done.
+    """
     _end_with_parent()
     named = environment_world()
     speaks = named is not None and named.rank == 0 and "--quiet" not in sys.argv
@@ -50,13 +56,13 @@ def main() -> int:
         told, code = {"error": error.code, "message": str(error)}, error.exit_code
     except KeyboardInterrupt:
         told, code = {"error": InterruptedByUserError.code, "message": "Stopped as you asked."}, InterruptedByUserError.exit_code
-    try:
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to tell
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(code)  # nobody is left to tell; Python would complain about the pipe once more on its way out
-    return code
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,25 +18,9 @@ import torch
 from common.errors import LostProcessError, UsageError
 from common.modeling.loading import load_expert
 from owner_client.training.run import TrainResult, train_expert
-from owner_client.training.settings import TrainSettings
+from tests.support.training_settings import QUICK
 
-SETTINGS = TrainSettings(
-    optimizer="adamw",
-    public_share=0.3,
-    steps=16,
-    batch_tokens=256,
-    seq_len=32,
-    micro_tokens=96,
-    lr=1e-2,
-    warmup=2,
-    router_tokens=1024,
-    eval_tokens=1024,
-    heldout=0.1,
-    eval_every=6,
-    patience=9,
-    checkpoint_every=4,
-    device="cpu",
-)
+SETTINGS = dataclasses.replace(QUICK, micro_tokens=96, eval_every=6, patience=9)
 
 
 def _train(anchor: Path, private: Path, place: Path, *, processes: int, **changes: Any) -> TrainResult:
@@ -76,6 +60,14 @@ def test_two_processes_train_what_one_does(anchor: Path, private: Path, alone: t
     _same(result, alone[0])
     newest = tmp_path / "run" / "checkpoints" / "step-00000016"
     assert sorted(path.suffix for path in newest.iterdir()) == [".json", ".safetensors", ".safetensors"], "each process writes its part"
+
+
+def test_two_processes_train_a_low_rank_expert_by_muon(anchor: Path, private: Path, tmp_path: Path) -> None:
+    changes = {"rank": 4, "optimizer": "muon", "lr": 2e-2}
+    alone = _train(anchor, private, tmp_path / "alone", processes=1, **changes)
+    together = _train(anchor, private, tmp_path / "together", processes=2, checkpoint_layers=True, **changes)
+    assert _losses(tmp_path / "together") == pytest.approx(_losses(tmp_path / "alone"), abs=1e-4)
+    _same(together, alone)
 
 
 def _children() -> dict[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import UsageError
-from common.modeling.loading import load_pair
+from common.modeling.loading import load_expert, load_pair, read_config
 from common.textdata.packing import IGNORED, Batch
 from common.textdata.tokens import open_token_file
 from owner_client.training.early_stopping import EarlyStopping
-from owner_client.training.hardware import peak_flops
+from owner_client.training.hardware import decide, peak_flops
 from owner_client.training.prefetch import Prefetcher, StepBatch, step_batch
 from owner_client.training.run import TrainResult, train_expert
-from owner_client.training.settings import TrainSettings
 from owner_client.training.trainer import frozen_digest
+from tests.support.training_settings import QUICK
 
-SETTINGS = TrainSettings(
-    optimizer="adamw",
-    public_share=0.3,
-    router_refit=False,
-    steps=12,
-    batch_tokens=256,
-    seq_len=32,
-    lr=1e-2,
-    warmup=2,
-    router_tokens=1024,
-    eval_tokens=1024,
-    heldout=0.1,
-    eval_every=2,
-    checkpoint_every=4,
-    device="cpu",
-)
+SETTINGS = dataclasses.replace(QUICK, steps=12, router_refit=False, eval_every=2)
 
 
 def _train(anchor: Path, private: Path, place: Path, **changes: Any) -> TrainResult:
@@ -100,6 +86,19 @@ def test_early_stopping_keeps_the_best_step(anchor: Path, private: Path, tmp_pat
     )
     assert again.cost is None
     assert (again.files / "part-0000.safetensors").read_bytes() == (result.files / "part-0000.safetensors").read_bytes()
+
+
+def test_rows_are_refitted_to_the_step_that_is_kept(anchor: Path, private: Path, tmp_path: Path) -> None:
+    """The same harmful run with and without the refit: one expert, and rows that differ."""
+    changes = {"steps": 60, "lr": 3.0, "schedule": "constant", "patience": 2}
+    kept = _train(anchor, private, tmp_path / "kept", **changes)
+    refitted = _train(anchor, private, tmp_path / "refitted", router_refit=True, **changes)
+    expert, rows = load_expert(kept.files)
+    other, other_rows = load_expert(refitted.files)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in expert.items())
+    assert all(not torch.equal(rows[layer], other_rows[layer]) for layer in range(2))
+    [state] = (tmp_path / "kept" / "run" / "checkpoints").glob("best-*")
+    assert torch.equal(rows[1], load_file(state / "state.safetensors")["param.layers.1.mlp.row"])
 
 
 def test_early_stopping_needs_held_out_text(anchor: Path, private: Path, tmp_path: Path) -> None:
@@ -177,6 +176,24 @@ def test_a_changed_frozen_tensor_is_noticed(anchor: Path) -> None:
 
 def test_the_peak_is_measured() -> None:
     assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_long_runs_compile_by_themselves_and_short_ones_do_not(anchor: Path) -> None:
+    config = read_config(anchor)
+    short, long = (dataclasses.replace(SETTINGS, steps=steps, batch_tokens=4096) for steps in (1, 10**7))
+    for settings, expected in ((short, False), (long, True), (dataclasses.replace(long, compile=False), False)):
+        for rank in (None, 4):
+            assert decide(dataclasses.replace(settings, rank=rank), config, "cpu", private_tokens=1).compile is expected
+
+
+def test_checkpointed_layers_change_no_byte_and_may_be_chosen_midway(anchor: Path, private: Path, tmp_path: Path) -> None:
+    plain = _train(anchor, private, tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain" / "run", tmp_path / "again" / "run")
+    shutil.rmtree(tmp_path / "again" / "run" / "checkpoints" / "step-00000012")
+    again = _train(anchor, private, tmp_path / "again", checkpoint_layers=True)
+    assert again.cost is not None
+    assert (again.files / "part-0000.safetensors").read_bytes() == (plain.files / "part-0000.safetensors").read_bytes()
 
 
 def test_without_a_compiler_training_goes_on(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,17 @@ def test_the_pair_from_the_package_is_the_pair_of_the_materialised_expert(traine
         public = load_model(anchor)(tokens)
     torch.testing.assert_close(low, full, atol=1e-4, rtol=1e-4)
     assert float((low - public).abs().max()) > 1e-2
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(trained: Path, anchor: Path, private: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, checkpoint_every=4)
+    shutil.copytree(trained.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    whole = train_expert(anchor, [str(private)], run_dir=tmp_path / "run", out_dir=tmp_path / "whole", settings=settings)
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1])
+    again = train_expert(anchor, [str(private)], run_dir=tmp_path / "run", out_dir=tmp_path / "again", settings=settings)
+    assert again.cost is not None
+    for files in (whole.files, again.files):
+        assert (files / part_name(0)).read_bytes() == (trained / part_name(0)).read_bytes()
 
 
 def test_a_fresh_low_rank_pair_is_the_anchor_and_repeats_with_its_seed(anchor: Path) -> None:

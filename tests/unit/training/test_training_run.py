@@ -27,25 +27,10 @@ from common.errors import (
 from common.modeling.loading import load_expert, load_model, load_pair
 from owner_client.training.run import TrainResult, train_expert
 from owner_client.training.settings import TrainSettings
+from tests.support.training_settings import QUICK
 
 _ROOT = Path(__file__).resolve().parents[3]
-_SETTINGS = TrainSettings(
-    optimizer="adamw",
-    public_share=0.3,
-    steps=30,
-    batch_tokens=256,
-    seq_len=32,
-    lr=1e-2,
-    warmup=2,
-    router_tokens=1024,
-    eval_tokens=1024,
-    heldout=0.1,
-    micro_tokens=96,
-    eval_every=7,
-    patience=9,
-    checkpoint_every=4,
-    device="cpu",
-)
+_SETTINGS = dataclasses.replace(QUICK, steps=30, micro_tokens=96, eval_every=7, patience=9)
 
 
 def _train(anchor: Path, private: Path, place: Path, settings: TrainSettings = _SETTINGS, **more: object) -> TrainResult:
