@@ -18,6 +18,8 @@ EntryKind = Literal[
     "consortium-founded",
     "owner-admitted",
     "owner-revoked",
+    "certificates-renewed",
+    "key-rotated",
     "anchor-published",
     "expert-accepted",
     "expert-withdrawn",

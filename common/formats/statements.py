@@ -15,9 +15,13 @@ from common.formats.strictjson import Document, loads_strict
 __all__ = [
     "STATEMENT_PAYLOAD_TYPE",
     "CertificateRecord",
+    "CertificatesRenewed",
     "ConsortiumFounded",
     "ExpertWithdrawn",
+    "KeyRecord",
+    "KeyRotated",
     "ModelAssembled",
+    "NewKeys",
     "OwnerAdmitted",
     "OwnerRevoked",
     "ProxyUse",
@@ -38,6 +42,13 @@ class CertificateRecord(Document):
     purpose: Literal["signing", "transport", "server"]
     uri: IdentityUri
     der: Base64
+
+
+class KeyRecord(Document):
+    """A public key (SubjectPublicKeyInfo, DER) that its holder wants certified for one purpose."""
+
+    purpose: Literal["signing", "transport", "server"]
+    key: Base64
 
 
 class _Statement(Document):
@@ -72,6 +83,45 @@ class OwnerRevoked(_Statement):
     schema_: Literal["elmgrove.owner-revoked/v1"] = Field(alias="schema")
     owner: IdentityUri
     reason: Text
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class CertificatesRenewed(_Statement):
+    """New certificates for the keys that their holder has: an owner, or the operator together with the server. Signed by the operator.
+
+    ``request`` is the SHA-256 of what the holder asked with, so that asking again gives the same certificates.
+    """
+
+    schema_: Literal["elmgrove.certificates-renewed/v1"] = Field(alias="schema")
+    holder: IdentityUri
+    certificates: Annotated[tuple[CertificateRecord, ...], Field(min_length=1, max_length=16)]
+    request: Digest
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class NewKeys(_Statement):
+    """The holder's word that these are its keys from now on. Signed by the holder with the signing key it has until then."""
+
+    schema_: Literal["elmgrove.new-keys/v1"] = Field(alias="schema")
+    holder: IdentityUri
+    keys: Annotated[tuple[KeyRecord, ...], Field(min_length=1, max_length=2)]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+class KeyRotated(_Statement):
+    """New certificates for new keys, with the holder's authorisation. Signed by the operator.
+
+    ``authorisation`` is the envelope of a :class:`NewKeys` statement; ``request`` is as in :class:`CertificatesRenewed`.
+    """
+
+    schema_: Literal["elmgrove.key-rotated/v1"] = Field(alias="schema")
+    holder: IdentityUri
+    certificates: Annotated[tuple[CertificateRecord, ...], Field(min_length=1, max_length=16)]
+    request: Digest
+    authorisation: Base64
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
@@ -124,7 +174,17 @@ class RouterTuned(_Statement):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
-Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled | RouterTuned
+Statement = (
+    ConsortiumFounded
+    | OwnerAdmitted
+    | OwnerRevoked
+    | CertificatesRenewed
+    | NewKeys
+    | KeyRotated
+    | ExpertWithdrawn
+    | ModelAssembled
+    | RouterTuned
+)
 
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="schema_")])
 

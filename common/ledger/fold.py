@@ -7,10 +7,11 @@ Rules, in the order they are checked for each entry:
     leaves of the operator and the server alone, the signing one among them.
  3. The document has the digest the entry names, and was not logged before.
  4. The document's signature and certificate hold at the entry's time.
- 5. The signer may say it: the operator founds, admits, revokes, publishes, assembles and tunes; an admitted, unrevoked owner, with a
-    signing certificate that the log lists, offers and withdraws its own experts.
+ 5. The signer may say it: the operator founds, admits, revokes, certifies, publishes, assembles and tunes; an admitted, unrevoked owner
+    offers and withdraws its own experts. Both with a signing certificate that the log lists for the key they have at this entry.
  6. The entry's subject is the one that follows from the document.
- 7. *Owner admitted*: once per name; every certificate is a leaf of the root for that owner and that purpose. *Owner revoked*: once.
+ 7. *Owner admitted*: once per name; every certificate is a leaf of the root for that owner and that purpose, and those of one purpose are
+    for one key (so are the founding's). *Owner revoked*: once.
  8. *Anchor published*: a manifest of this consortium, new by digest.
  9. *Expert accepted*: for a published anchor; the name is free or this owner's; version 1, or the next version superseding the logged
     one; not after a withdrawal; not expired already.
@@ -19,6 +20,11 @@ Rules, in the order they are checked for each entry:
 12. *Router tuned*: a new model out of an assembled one, whose experts are all in force at this very entry; every list of proxies is
     for one of its experts, in slot order. So a router that was tuned with an expert's proxies cannot be logged after that expert has
     left: the model is assembled without it and tuned again.
+13. *Certificates renewed*: for an admitted, unrevoked owner, or for the operator and the server together; every certificate is a leaf of
+    the root for its holder, for one of its purposes and for the very key the holder has for it. So nobody can be given a key unasked.
+14. *Key rotated*: as 13, but for the keys that the authorisation names. The holder signed it with the signing key it had until then, it
+    names keys the holder does not have yet, it serves once, and each key it names gets a certificate. From this entry on the keys that
+    were replaced, and every certificate for them, say nothing more; what they said before stays said.
 
 Nothing here reads a file: ``documents`` is the caller's.
 """
@@ -37,16 +43,29 @@ from common.formats.fields import operator_uri, owner_name, parse_time, server_u
 from common.formats.manifest import MANIFEST_NAME, AnchorManifest, ExpertManifest, ExpertSlot
 from common.formats.statements import (
     CertificateRecord,
+    CertificatesRenewed,
     ConsortiumFounded,
     ExpertWithdrawn,
+    KeyRotated,
     ModelAssembled,
+    NewKeys,
     OwnerAdmitted,
     OwnerRevoked,
     RouterTuned,
     Statement,
 )
 from common.formats.strictjson import b64decode_canonical, b64encode, parse_document
-from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState, TunedState
+from common.ledger.state import (
+    AnchorState,
+    ConsortiumState,
+    ExpertState,
+    ExpertStatus,
+    Issue,
+    ModelState,
+    OwnerState,
+    TunedState,
+    keys_in_force,
+)
 from common.translog.checkpoint import log_origin
 from common.translog.note import ALG_ED25519, parse_vkey
 from common.trust.certificates import TrustRoot, VerifiedLeaf, verify_leaf
@@ -203,17 +222,21 @@ class _Folding:
         log_key = parse_vkey(statement.log_key)
         right_key = log_key.name == log_origin(statement.consortium) and log_key.algorithm == ALG_ED25519
         _require(right_key, "its log key is not one for this consortium's checkpoints")
-        issued = {("signing", operator_uri(statement.consortium)), ("server", server_uri(statement.consortium))}
         for record in statement.certificates:
-            _require((record.purpose, record.uri) in issued, "a certificate is not the operator's or the server's")
-            self._check_certificate(record, signed.time)
+            _require(_is_consortiums(record, statement.consortium), "a certificate is not the operator's or the server's")
+        self._check_certificates(statement.certificates, {}, signed.time)
         listed = {record.der for record in statement.certificates if record.purpose == "signing"}
         _require(b64encode(signed.signer.der) in listed, "the founding does not list the certificate it is signed with")
         self._founded = _Founding(statement.consortium, statement.log_key, statement.certificates)
 
-    def _check_certificate(self, record: CertificateRecord, time: datetime) -> None:
-        leaf = verify_leaf(b64decode_canonical(record.der), self._root, record.purpose, time)
-        _require(leaf.uri == record.uri, "a listed certificate is for another identity")
+    def _check_certificates(self, certificates: tuple[CertificateRecord, ...], keys: dict[str, str], time: datetime) -> None:
+        """Each is a leaf of the root for its identity and purpose, and for the key ``keys`` gives that purpose, or else for one key."""
+        chosen = dict(keys)
+        for record in certificates:
+            leaf = verify_leaf(b64decode_canonical(record.der), self._root, record.purpose, time)
+            _require(leaf.uri == record.uri, "a listed certificate is for another identity")
+            [key] = keys_in_force([record]).values()
+            _require(chosen.setdefault(record.purpose, key) == key, f"a {record.purpose} certificate is for another key")
 
     def _admit(self, signed: _Signed) -> None:
         statement = signed.statement
@@ -225,8 +248,9 @@ class _Folding:
         _require(name not in self._owners, "its owner was admitted before")  # rule 7
         for record in statement.certificates:
             _require(record.uri == statement.owner and record.purpose != "server", "a certificate is not the owner's")
-            self._check_certificate(record, signed.time)
-        self._owners[name] = OwnerState(name, statement.owner, statement.certificates, self._size)
+        self._check_certificates(statement.certificates, {}, signed.time)
+        issue = Issue(self._size, None, statement.certificates)
+        self._owners[name] = OwnerState(name, statement.owner, statement.certificates, self._size, issued=(issue,))
 
     def _revoke(self, signed: _Signed) -> None:
         statement = signed.statement
@@ -246,6 +270,75 @@ class _Folding:
     def _end(self, name: str, status: ExpertStatus) -> None:
         *earlier, newest = self._experts[name]
         self._experts[name] = (*earlier, dataclasses.replace(newest, status=status, ended_index=self._size))
+
+    def _renew(self, signed: _Signed) -> None:
+        statement = signed.statement
+        if not isinstance(statement, CertificatesRenewed):
+            raise _BrokenRuleError("its document is not a renewal")
+        self._check_operator(signed, self._consortium)
+        held = self._held(signed, statement)  # rule 13
+        keys = keys_in_force(held)
+        for record in statement.certificates:
+            _require(record.purpose in keys, f"its holder has no {record.purpose} key")
+        self._check_certificates(statement.certificates, keys, signed.time)
+        self._certify(statement, (*held, *statement.certificates))
+
+    def _rotate(self, signed: _Signed) -> None:
+        statement = signed.statement
+        if not isinstance(statement, KeyRotated):
+            raise _BrokenRuleError("its document is not a rotation")
+        self._check_operator(signed, self._consortium)
+        held = self._held(signed, statement)  # rule 14
+        keys, named = keys_in_force(held), self._authorised(statement, held, signed.time)
+        for purpose, key in named.items():
+            _require(purpose in keys, f"its holder has no {purpose} key to replace")
+            _require(keys[purpose] != key, f"the {purpose} key is the one its holder has already")
+        _require({record.purpose for record in statement.certificates} == set(named), "its certificates are not for the keys it names")
+        self._check_certificates(statement.certificates, named, signed.time)
+        kept = tuple(record for record in held if record.purpose not in named)
+        self._certify(statement, (*kept, *statement.certificates))
+
+    def _held(self, signed: _Signed, statement: CertificatesRenewed | KeyRotated) -> tuple[CertificateRecord, ...]:
+        """The certificates in force of a statement's holder, after checking that those the statement lists are for the same holder."""
+        if statement.holder == operator_uri(self._consortium):
+            _subject(signed, f"consortium/{self._consortium}")
+            right = all(_is_consortiums(record, self._consortium) for record in statement.certificates)
+            _require(right, "a certificate is not the operator's or the server's")
+            return self._founded.certificates if self._founded else ()
+        name = owner_name(statement.holder, self._consortium)
+        _subject(signed, f"owner/{name}")
+        owner = self._owners.get(name)
+        if owner is None or owner.revoked_index is not None:
+            raise _BrokenRuleError("its owner was never admitted, or is revoked")
+        right = all(record.uri == statement.holder and record.purpose != "server" for record in statement.certificates)
+        _require(right, "a certificate is not the owner's")
+        return owner.certificates
+
+    def _authorised(self, statement: KeyRotated, held: tuple[CertificateRecord, ...], time: datetime) -> dict[str, str]:
+        """The keys that the holder's authorisation names, by purpose."""
+        raw = b64decode_canonical(statement.authorisation)
+        verified = verify_statement(raw, self._root, at=time)
+        said = verified.statement
+        if not isinstance(said, NewKeys):
+            raise _BrokenRuleError("its authorisation does not name new keys")
+        _require(said.consortium == self._consortium and said.holder == statement.holder, "its authorisation is by another holder")
+        listed = {record.der for record in held if record.purpose == "signing"}
+        right = verified.signer.uri == statement.holder and b64encode(verified.signer.der) in listed
+        _require(right, "its authorisation is not signed with the signing key its holder has")
+        _require(verified.digest not in self._seen, "its authorisation was used before")
+        self._seen.add(verified.digest)
+        named: dict[str, str] = {record.purpose: record.key for record in said.keys}
+        _require(len(named) == len(said.keys), "its authorisation names two keys for one purpose")
+        return named
+
+    def _certify(self, statement: CertificatesRenewed | KeyRotated, in_force: tuple[CertificateRecord, ...]) -> None:
+        if self._founded is not None and statement.holder == operator_uri(self._consortium):
+            self._founded = dataclasses.replace(self._founded, certificates=in_force)
+            return
+        name = owner_name(statement.holder, self._consortium)
+        owner = self._owners[name]
+        issue = Issue(self._size, statement.request, statement.certificates)
+        self._owners[name] = dataclasses.replace(owner, certificates=in_force, issued=(*owner.issued, issue))
 
     def _publish(self, signed: _Signed) -> None:
         digest, raw = self._manifest(signed)
@@ -362,6 +455,11 @@ class _Founding:
     certificates: tuple[CertificateRecord, ...]
 
 
+def _is_consortiums(record: CertificateRecord, consortium: str) -> bool:
+    """Whether a certificate is labelled as the operator's or the server's."""
+    return (record.purpose, record.uri) in {("signing", operator_uri(consortium)), ("server", server_uri(consortium))}
+
+
 def _require(holds: bool, broken: str) -> None:
     if not holds:
         raise _BrokenRuleError(f"{broken}.")
@@ -375,6 +473,8 @@ _HANDLERS: dict[str, Callable[[_Folding, _Signed], None]] = {
     "consortium-founded": _Folding._found,
     "owner-admitted": _Folding._admit,
     "owner-revoked": _Folding._revoke,
+    "certificates-renewed": _Folding._renew,
+    "key-rotated": _Folding._rotate,
     "anchor-published": _Folding._publish,
     "expert-accepted": _Folding._accept,
     "expert-withdrawn": _Folding._withdraw,

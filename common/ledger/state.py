@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from common.formats.fields import parse_time
 from common.formats.manifest import AnchorManifest, ExpertManifest
 from common.formats.statements import CertificateRecord, ModelAssembled, RouterTuned
+from common.formats.strictjson import b64decode_canonical, b64encode
 
-__all__ = ["AnchorState", "ConsortiumState", "ExpertState", "ExpertStatus", "ModelState", "OwnerState", "TunedState"]
+__all__ = [
+    "AnchorState",
+    "ConsortiumState",
+    "ExpertState",
+    "ExpertStatus",
+    "Issue",
+    "ModelState",
+    "OwnerState",
+    "TunedState",
+    "keys_in_force",
+]
 
 ExpertStatus = Literal["in-force", "superseded", "withdrawn", "revoked"]
 """Expiry is not among them: it follows from the time one asks about, see :meth:`ExpertState.in_force_at`."""
 
 
+def keys_in_force(certificates: Iterable[CertificateRecord]) -> dict[str, str]:
+    """The public key behind certificates that the log lists, by purpose: base64 of the SubjectPublicKeyInfo's DER."""
+    keys: dict[str, str] = {}
+    for record in certificates:
+        key = x509.load_der_x509_certificate(b64decode_canonical(record.der)).public_key()
+        keys[record.purpose] = b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Certificates that one entry issued: at admission (then ``request`` is None), by a renewal, or by a rotation of keys."""
+
+    index: int
+    request: str | None
+    certificates: tuple[CertificateRecord, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class OwnerState:
-    """An admitted owner and the certificates the consortium issued to it."""
+    """An admitted owner and its certificates.
+
+    ``certificates`` are those in force: all that were issued for the keys the owner has now. ``issued`` are all there ever were.
+    """
 
     name: str
     uri: str
     certificates: tuple[CertificateRecord, ...]
     admitted_index: int
     revoked_index: int | None = None
+    issued: tuple[Issue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +131,7 @@ class ConsortiumState:
     time: datetime
     """Time of the last entry."""
     certificates: tuple[CertificateRecord, ...]
-    """The operator's and server's."""
+    """The operator's and server's that are in force: those for the keys they have now."""
     owners: Mapping[str, OwnerState]
     """By name."""
     anchors: Mapping[str, AnchorState]

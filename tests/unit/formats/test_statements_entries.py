@@ -22,6 +22,9 @@ STATEMENTS: dict[str, dict[str, Any]] = {
     "founded": {"root": "MIIB", "log_key": "elmgrove/grove/log+01234567+AQ==", "certificates": [RECORD]},
     "owner-admitted": {"owner": "elmgrove://grove/owners/anna", "certificates": [RECORD, RECORD | {"purpose": "transport"}]},
     "owner-revoked": {"owner": "elmgrove://grove/owners/anna", "reason": "left"},
+    "certificates-renewed": {"holder": "elmgrove://grove/owners/anna", "certificates": [RECORD], "request": "6" * 64},
+    "new-keys": {"holder": "elmgrove://grove/operator", "keys": [{"purpose": "signing", "key": "MFkw"}]},
+    "key-rotated": {"holder": "elmgrove://grove/owners/anna", "certificates": [RECORD], "request": "6" * 64, "authorisation": "MIIB"},
     "expert-withdrawn": {"owner": "elmgrove://grove/owners/anna", "expert": "moss", "manifest": "1" * 64, "reason": ""},
     "model-assembled": {"manifest": "2" * 64, "anchor": "3" * 64, "experts": [SLOT], "top_k": 2, "log_size": 9},
     "router-tuned": {

@@ -18,15 +18,20 @@ from common.formats.fields import format_time, operator_uri, owner_uri
 from common.formats.manifest import AnchorManifest, Architecture, ExpertManifest, ExpertSlot, FileEntry, FullKind, TensorEntry
 from common.formats.statements import (
     CertificateRecord,
+    CertificatesRenewed,
     ConsortiumFounded,
     ExpertWithdrawn,
+    KeyRecord,
+    KeyRotated,
     ModelAssembled,
+    NewKeys,
     OwnerAdmitted,
     OwnerRevoked,
     ProxyUse,
     RouterTuned,
 )
 from common.formats.strictjson import b64encode, canonical_bytes
+from common.ledger.state import keys_in_force
 from common.translog.checkpoint import log_origin
 from common.translog.note import encode_vkey
 from common.trust.certificates import Purpose, TrustRoot, issue_leaf, issue_root
@@ -81,8 +86,8 @@ class MemoryLog:
         except KeyError as error:
             raise NotFoundError(f"no document {digest[:16]}") from error
 
-    def party(self, uri: str, *purposes: Purpose) -> Party:
-        key = generate_signing_key()
+    def party(self, uri: str, *purposes: Purpose, key: ec.EllipticCurvePrivateKey | None = None) -> Party:
+        key = key or generate_signing_key()
         leaves = [issue_leaf(self.root, self.root_key, key.public_key(), purpose, uri, self.now) for purpose in purposes]
         return Party(uri, key, leaves[0], tuple(map(record, purposes, [uri] * len(leaves), leaves)))
 
@@ -120,6 +125,31 @@ class MemoryLog:
         fields = {"schema": "elmgrove.owner-revoked/v1", "owner": owner.uri, "reason": "left"}
         subject = subject or f"owner/{owner.uri.rsplit('/', 1)[1]}"
         return self.state("owner-revoked", subject, OwnerRevoked, by or self.operator, fields, change)
+
+    def renew(self, holder: Party, *, by: Party | None = None, subject: str | None = None, **change: Any) -> bytes:
+        """``holder`` with its new certificates."""
+        fields = {
+            "schema": "elmgrove.certificates-renewed/v1", "holder": holder.uri, "certificates": holder.records, "request": "7" * 64,
+        }  # fmt: skip
+        return self.state("certificates-renewed", subject or self.holder(holder), CertificatesRenewed, by or self.operator, fields, change)
+
+    def rotate(self, old: Party, new: Party, *, by: Party | None = None, subject: str | None = None, **change: Any) -> bytes:
+        """From ``old`` to ``new``, authorised by ``old``; the operator itself signs with its old key."""
+        fields = {
+            "schema": "elmgrove.key-rotated/v1", "holder": new.uri, "certificates": new.records, "request": "8" * 64,
+            "authorisation": b64encode(self.authorise(old, new)),
+        }  # fmt: skip
+        return self.state("key-rotated", subject or self.holder(new), KeyRotated, by or self.operator, fields, change)
+
+    def authorise(self, old: Party, new: Party, **change: Any) -> bytes:
+        keys = tuple(KeyRecord(purpose=purpose, key=key) for purpose, key in keys_in_force(new.records).items())
+        fields = {
+            "schema": "elmgrove.new-keys/v1", "consortium": self.name, "created": format_time(self.now), "holder": new.uri, "keys": keys,
+        }  # fmt: skip
+        return sign_statement(NewKeys(**(fields | change)), old.key, old.certificate)
+
+    def holder(self, party: Party) -> str:
+        return f"consortium/{self.name}" if party.uri == self.operator.uri else f"owner/{party.uri.rsplit('/', 1)[1]}"
 
     def bundle(self, raw: bytes, by: Party, names: dict[str, str] | None = None) -> bytes:
         listed = {"manifest.json": self.keep(raw), WEIGHTS.name: WEIGHTS.sha256} if names is None else names

@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from common.errors import LogError
 from common.formats.fields import format_time, owner_uri
-from common.formats.statements import OwnerRevoked
+from common.formats.statements import KeyRecord, OwnerRevoked
+from common.formats.strictjson import b64encode
 from common.ledger.fold import fold
-from common.ledger.state import ConsortiumState
+from common.ledger.state import ConsortiumState, keys_in_force
+from common.trust.certificates import Purpose
 from common.trust.statements import sign_statement
-from tests.unit.ledger.memory_log import MemoryLog, record
+from tests.unit.ledger.memory_log import MemoryLog, Party, record
 
 
 @dataclass
@@ -96,6 +99,73 @@ def test_continuing_a_fold_equals_folding_at_once(world: History, state: Consort
         assert begun.size == cut
         assert fold(log.entries[cut:], log.fetch, log.root, state=begun) == state
     assert fold([], log.fetch, log.root, state=state) is state
+
+
+def _again(log: MemoryLog, party: Party, *purposes: Purpose) -> Party:
+    """The same party with further certificates for the same key."""
+    return log.party(party.uri, *(purposes or tuple(each.purpose for each in party.records)), key=party.key)
+
+
+def test_a_renewal_adds_certificates_and_the_earlier_ones_stay(world: History, state: ConsortiumState) -> None:
+    log = world.log.fork()
+    renewed = _again(log, log.anna)
+    log.renew(renewed)
+    log.accept(renewed, "elm", world.anchor)
+    log.accept(log.anna, "ash", world.anchor)
+    after = fold(log.entries[10:], log.fetch, log.root, state=state)
+    anna = after.owners["anna"]
+    assert anna.certificates == (*log.anna.records, *renewed.records)
+    assert [(each.index, each.request) for each in anna.issued] == [(1, None), (10, "7" * 64)]
+    assert anna.issued[1].certificates == renewed.records
+    assert {each.name for each in after.experts_in_force()} == {"moss", "fern", "elm", "ash"}
+    assert state.owners["anna"].certificates == log.anna.records, "the earlier state was changed"
+
+
+def test_after_a_rotation_the_old_key_says_nothing_more_and_what_it_said_stays(world: History, state: ConsortiumState) -> None:
+    log = world.log.fork()
+    new = log.party(log.anna.uri, "signing", "transport")
+    log.rotate(log.anna, new)
+    log.accept(new, "moss", world.anchor, version=3, supersedes=world.moss2)
+    after = fold(log.entries[10:], log.fetch, log.root, state=state)
+    assert after.owners["anna"].certificates == new.records
+    assert [each.certificates for each in after.owners["anna"].issued] == [log.anna.records, new.records]
+    assert [each.status for each in after.experts["moss"]] == ["superseded", "superseded", "in-force"]
+    assert after.models == state.models
+    log.accept(log.anna, "elm", world.anchor)
+    with pytest.raises(LogError, match=r"^Log entry 12: its signing certificate is not one that the log lists"):
+        fold(log.entries[12:], log.fetch, log.root, state=after)
+
+
+def test_a_rotation_of_the_transport_key_leaves_the_signing_key(world: History, state: ConsortiumState) -> None:
+    log = world.log.fork()
+    new = log.party(log.anna.uri, "transport")
+    log.rotate(log.anna, new)
+    log.accept(log.anna, "elm", world.anchor)
+    after = fold(log.entries[10:], log.fetch, log.root, state=state)
+    assert after.owners["anna"].certificates == (log.anna.records[0], *new.records)
+
+
+def test_the_operator_rotates_its_own_key(world: History, state: ConsortiumState) -> None:
+    log = world.log.fork()
+    new = log.party(log.operator.uri, "signing")
+    log.rotate(log.operator, new)
+    log.revoke(log.ben, by=new)
+    after = fold(log.entries[10:], log.fetch, log.root, state=state)
+    assert after.certificates == new.records
+    log.revoke(log.anna)
+    with pytest.raises(LogError, match=r"^Log entry 12: the operator's certificate is not the logged one"):
+        fold(log.entries[12:], log.fetch, log.root, state=after)
+
+
+def test_operator_and_server_certificates_are_renewed(world: History) -> None:
+    log = MemoryLog()
+    server = log.party("elmgrove://grove/server", "server")
+    log.found(certificates=log.operator.records + server.records)
+    operator, further = _again(log, log.operator), _again(log, server)
+    log.renew(operator, certificates=operator.records + further.records)
+    log.admit(log.anna, by=operator)
+    after = fold(log.entries, log.fetch, log.root)
+    assert after.certificates == log.operator.records + server.records + operator.records + further.records
 
 
 def test_no_entries_are_no_consortium(world: History) -> None:
@@ -275,6 +345,87 @@ def _tuned_from_a_tuned_one(log: MemoryLog, _world: History) -> None:
     log.tune("f" * 64, manifest="d" * 64, subject=f"model/{'d' * 16}")
 
 
+def _two_signing_keys(log: MemoryLog, _world: History) -> None:
+    uri = owner_uri("grove", "carl")
+    log.admit(log.party(uri, "signing"), certificates=log.party(uri, "signing").records + log.party(uri, "signing").records)
+
+
+def _rotated(log: MemoryLog, **change: Any) -> Party:
+    new = log.party(log.anna.uri, "signing", "transport")
+    log.rotate(log.anna, new, **change)
+    return new
+
+
+def _old_certificate_after_rotation(log: MemoryLog, world: History) -> None:
+    _rotated(log)
+    log.withdraw(log.anna, "moss", world.moss2, 2)
+
+
+def _renewed_after_revocation(log: MemoryLog, _world: History) -> None:
+    log.revoke(log.anna)
+    log.renew(_again(log, log.anna))
+
+
+def _rotated_after_revocation(log: MemoryLog, _world: History) -> None:
+    log.revoke(log.anna)
+    _rotated(log)
+
+
+def _stranger_rotates(log: MemoryLog, _world: History) -> None:
+    uri = owner_uri("grove", "carl")
+    log.rotate(log.party(uri, "signing"), log.party(uri, "signing"))
+
+
+def _server_of(log: MemoryLog) -> Party:
+    server = log.party("elmgrove://grove/server", "server")
+    return Party(log.operator.uri, server.key, server.certificate, server.records)
+
+
+def _rotated_by_itself(log: MemoryLog, _world: History) -> None:
+    new = log.party(log.anna.uri, "signing")
+    log.rotate(new, new)
+
+
+def _rotated_by_replaced_key(log: MemoryLog, _world: History) -> None:
+    _rotated(log)
+    log.rotate(log.anna, log.party(log.anna.uri, "signing"))
+
+
+def _authorised_for_another(log: MemoryLog, _world: History) -> None:
+    _rotated(log, authorisation=b64encode(log.authorise(log.ben, log.party(log.ben.uri, "signing"))))
+
+
+def _authorised_twice(log: MemoryLog, _world: History) -> None:
+    """The transport key goes from the first to the second and is to go back to the first, by a word the owner said long ago."""
+    first, second = log.party(log.anna.uri, "transport"), log.party(log.anna.uri, "transport")
+    said = b64encode(log.authorise(log.anna, first))
+    log.rotate(log.anna, first, authorisation=said)
+    log.rotate(log.anna, second)
+    log.rotate(log.anna, first, authorisation=said)
+
+
+def _withdrawal_authorises(log: MemoryLog, world: History) -> None:
+    log.withdraw(log.anna, "moss", world.moss2, 2)
+    said = log.documents[json.loads(log.entries.pop())["document"]]
+    _rotated(log, authorisation=b64encode(said))
+
+
+def _other_keys_certified(log: MemoryLog, _world: History) -> None:
+    named, other = log.party(log.anna.uri, "signing"), log.party(log.anna.uri, "signing")
+    log.rotate(log.anna, named, certificates=other.records)
+
+
+def _one_key_not_certified(log: MemoryLog, _world: History) -> None:
+    new = log.party(log.anna.uri, "signing", "transport")
+    log.rotate(log.anna, new, certificates=new.records[:1])
+
+
+def _two_keys_authorised(log: MemoryLog, _world: History) -> None:
+    new, other = log.party(log.anna.uri, "signing"), log.party(log.anna.uri, "signing")
+    keys = tuple(KeyRecord(purpose="signing", key=keys_in_force(each.records)["signing"]) for each in (new, other))
+    log.rotate(log.anna, new, authorisation=b64encode(log.authorise(log.anna, new, keys=keys)))
+
+
 BROKEN: list[tuple[str, Break, str]] = [
     ("1 not canonical", _not_canonical, "canonical encoding"),
     ("1 no JSON", lambda log, _: log.entries.append(b"\x00"), "malformed"),
@@ -403,6 +554,63 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("12 proxies of a stranger", lambda log, _: log.tune(BASE, "moss", "oak"), "an expert that the model does not hold"),
     ("12 proxies out of order", lambda log, _: log.tune(BASE, "fern", "moss"), "one per expert in the order of their slots"),
     ("12 proxies twice", lambda log, _: log.tune(BASE, "fern", "fern"), "one per expert in the order of their slots"),
+    ("7 two keys for one purpose", _two_signing_keys, "signing certificate is for another key"),
+    ("5 owner renews", lambda log, _: log.renew(_again(log, log.anna), by=log.anna), "only the operator"),
+    ("5 owner rotates", lambda log, _: log.rotate(log.anna, log.party(log.anna.uri, "signing"), by=log.anna), "only the operator"),
+    ("5 old certificate of the owner", _old_certificate_after_rotation, "not one that the log lists"),
+    ("6 subject of a renewal", lambda log, _: log.renew(_again(log, log.anna), subject="owner/ben"), "subject should be owner/anna"),
+    (
+        "6 subject of a rotation",
+        lambda log, _: log.rotate(log.operator, log.party(log.operator.uri, "signing"), subject="owner/anna"),
+        "subject should be consortium/grove",
+    ),
+    ("13 rotation as renewal", _under("certificates-renewed", "owner/anna", lambda log, _: _rotated(log)), "not a renewal"),
+    (
+        "13 key the owner never named",
+        lambda log, _: log.renew(log.party(log.anna.uri, "signing")),
+        "signing certificate is for another key",
+    ),
+    ("13 operator's new key", lambda log, _: log.renew(log.party(log.operator.uri, "signing")), "signing certificate is for another key"),
+    ("13 stranger", lambda log, _: log.renew(log.party(owner_uri("grove", "carl"), "signing")), "never admitted, or is revoked"),
+    ("13 after revocation", _renewed_after_revocation, "never admitted, or is revoked"),
+    ("13 certificate of another", lambda log, _: log.renew(log.anna, certificates=log.ben.records), "not the owner's"),
+    ("13 owner's server", lambda log, _: log.renew(log.party(log.anna.uri, "server", key=log.anna.key)), "not the owner's"),
+    (
+        "13 owner's certificate as the operator's",
+        lambda log, _: log.renew(log.operator, certificates=log.anna.records),
+        "not the operator's",
+    ),
+    (
+        "13 the server as holder",
+        lambda log, _: log.renew(log.party("elmgrove://grove/server", "server")),
+        "not an owner of this consortium",
+    ),
+    ("13 purpose it has no key for", lambda log, _: log.renew(_server_of(log)), "has no server key"),
+    ("13 foreign leaf", lambda log, _: log.renew(MemoryLog().party(log.anna.uri, "signing")), "not issued by this consortium"),
+    ("14 renewal as rotation", _under("key-rotated", "owner/anna", lambda log, _: log.renew(_again(log, log.anna))), "not a rotation"),
+    (
+        "14 authorised by another owner",
+        lambda log, _: log.rotate(log.ben, log.party(log.anna.uri, "signing")),
+        "not signed with",
+    ),
+    (
+        "14 authorised by the operator",
+        lambda log, _: log.rotate(log.operator, log.party(log.anna.uri, "signing")),
+        "not signed with the signing key",
+    ),
+    ("14 authorised by the new key", _rotated_by_itself, "not signed with the signing key"),
+    ("14 authorised by a replaced key", _rotated_by_replaced_key, "not signed with the signing key"),
+    ("14 authorisation for another holder", _authorised_for_another, "by another holder"),
+    ("14 authorisation used twice", _authorised_twice, "was used before"),
+    ("14 no authorisation", lambda log, _: _rotated(log, authorisation="AAAA"), "malformed"),
+    ("14 withdrawal as authorisation", _withdrawal_authorises, "does not name new keys"),
+    ("14 other keys than authorised", _other_keys_certified, "signing certificate is for another key"),
+    ("14 one key not certified", _one_key_not_certified, "not for the keys it names"),
+    ("14 same key again", lambda log, _: log.rotate(log.anna, _again(log, log.anna)), "the one its holder has already"),
+    ("14 two keys for one purpose", _two_keys_authorised, "two keys for one purpose"),
+    ("14 purpose it has no key for", lambda log, _: log.rotate(log.operator, _server_of(log)), "has no server key to replace"),
+    ("14 after revocation", _rotated_after_revocation, "never admitted, or is revoked"),
+    ("14 stranger", _stranger_rotates, "never admitted, or is revoked"),
 ]
 
 
@@ -429,6 +637,8 @@ STATEMENT_KINDS = {
     "consortium-founded": "consortium/grove",
     "owner-admitted": "owner/ben",
     "owner-revoked": "owner/ben",
+    "certificates-renewed": "owner/ben",
+    "key-rotated": "owner/ben",
     "expert-withdrawn": "expert/moss@2",
     "model-assembled": "model/e",
     "router-tuned": "model/f",
