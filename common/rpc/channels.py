@@ -103,6 +103,7 @@ class Connection(_TlsConnection):
         transfer: stub of ``elmgrove.v1.Transfer``.
         log: stub of ``elmgrove.v1.Log``.
         experts: stub of ``elmgrove.v1.Experts``.
+        certificates: stub of ``elmgrove.v1.Certificates``.
     """
 
     def __init__(self, host: str, port: int, *, root_pem: bytes, identity: ClientIdentity | None) -> None:
@@ -111,6 +112,7 @@ class Connection(_TlsConnection):
         self.transfer = _stub(stubs.TransferStub, self._channel)
         self.log = _stub(stubs.LogStub, self._channel)
         self.experts = _stub(stubs.ExpertsStub, self._channel)
+        self.certificates = _stub(stubs.CertificatesStub, self._channel)
 
 
 class EnrolmentConnection(_TlsConnection):

@@ -9,10 +9,11 @@ from common.rpc.v1 import elmgrove_pb2 as pb
 from coordinator.config import CoordinatorConfig
 from coordinator.log.view import LogReceipt
 from coordinator.usecases.enrol import Admission
+from coordinator.usecases.renew import Renewal
 from coordinator.usecases.status import OwnerStatus, standing
 from coordinator.usecases.uploads import OfferResult
 
-__all__ = ["encode_admission", "encode_offer", "encode_receipt", "encode_status"]
+__all__ = ["encode_admission", "encode_offer", "encode_receipt", "encode_renewal", "encode_status"]
 
 
 def encode_receipt(receipt: LogReceipt) -> pb.Receipt:
@@ -30,6 +31,15 @@ def encode_admission(admission: Admission, *, consortium: str, root_der: bytes, 
         root_der=root_der,
         log_key=log_key,
         receipt=encode_receipt(admission.receipt),
+    )
+
+
+def encode_renewal(renewal: Renewal) -> pb.RenewReply:
+    """``RenewReply``."""
+    return pb.RenewReply(
+        signing_certificate_der=renewal.certificates.get("signing", b""),
+        transport_certificate_der=renewal.certificates.get("transport", b""),
+        receipt=encode_receipt(renewal.receipt),
     )
 
 

@@ -18,7 +18,7 @@ from common.rpc.errors import wire_status
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.identity import authenticate
 
-__all__ = ["Slots", "caller", "handled", "handled_stream"]
+__all__ = ["Slots", "caller", "caller_certificate", "handled", "handled_stream"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,19 @@ def caller(coordinator: Coordinator, context: grpc.ServicerContext) -> OwnerStat
     Raises:
         UnauthenticatedError, RevokedError: there is none, or it is not, or no longer, an owner of this consortium.
     """
+    return authenticate(coordinator, caller_certificate(context))
+
+
+def caller_certificate(context: grpc.ServicerContext) -> bytes:
+    """The PEM of the certificate that the TLS handshake of this call proved.
+
+    Raises:
+        UnauthenticatedError: there is none.
+    """
     certificates: Sequence[Any] = context.auth_context().get("x509_pem_cert") or ()
     if not certificates:
         raise UnauthenticatedError
-    return authenticate(coordinator, bytes(certificates[0]))
+    return bytes(certificates[0])
 
 
 class Slots:

@@ -15,7 +15,14 @@ from common.rpc.limits import server_options
 from common.rpc.v1 import elmgrove_pb2_grpc as stubs
 from common.trust.keys import private_key_pem
 from coordinator.service.handling import Slots
-from coordinator.service.servicers import ConsortiumService, EnrolmentService, ExpertsService, LogService, TransferService
+from coordinator.service.servicers import (
+    CertificatesService,
+    ConsortiumService,
+    EnrolmentService,
+    ExpertsService,
+    LogService,
+    TransferService,
+)
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.uploads import clear_uploads
 
@@ -75,6 +82,7 @@ class CoordinatorServer:
         _add(stubs.add_ConsortiumServicer_to_server, ConsortiumService(here), self._main)
         _add(stubs.add_TransferServicer_to_server, TransferService(here, slots), self._main)
         _add(stubs.add_LogServicer_to_server, LogService(here), self._main)
+        _add(stubs.add_CertificatesServicer_to_server, CertificatesService(here), self._main)
         _add(stubs.add_ExpertsServicer_to_server, ExpertsService(here), self._main)
 
     @property

@@ -11,17 +11,18 @@ from common.errors import ProtocolError
 from common.rpc.limits import MAX_ENTRIES
 from common.rpc.v1 import elmgrove_pb2 as pb
 from common.rpc.v1 import elmgrove_pb2_grpc as stubs
-from coordinator.service.encode import encode_admission, encode_offer, encode_receipt, encode_status
-from coordinator.service.handling import Slots, caller, handled, handled_stream
+from coordinator.service.encode import encode_admission, encode_offer, encode_receipt, encode_renewal, encode_status
+from coordinator.service.handling import Slots, caller, caller_certificate, handled, handled_stream
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.download import open_download
 from coordinator.usecases.enrol import enrol
 from coordinator.usecases.receive import ChunkReceiver
+from coordinator.usecases.renew import renew_certificates
 from coordinator.usecases.status import owner_status
 from coordinator.usecases.uploads import abandon_upload, commit_upload, offer_upload
 from coordinator.usecases.withdraw import withdraw_expert
 
-__all__ = ["ConsortiumService", "EnrolmentService", "ExpertsService", "LogService", "TransferService"]
+__all__ = ["CertificatesService", "ConsortiumService", "EnrolmentService", "ExpertsService", "LogService", "TransferService"]
 
 Context = grpc.ServicerContext
 
@@ -151,6 +152,25 @@ class LogService(stubs.LogServicer):
         """A logged document, or a manifest one names."""
         self._fresh(context)
         return pb.DocumentReply(document=self._coordinator.ledger.view.document(request.sha256))
+
+
+class CertificatesService(stubs.CertificatesServicer):
+    """An owner's keys and certificates in the course of time."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    @handled
+    def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        """See :func:`coordinator.usecases.renew.renew_certificates`."""
+        renewal = renew_certificates(
+            self._coordinator,
+            caller_certificate(context),
+            signing_csr=request.signing_csr_der,
+            transport_csr=request.transport_csr_der,
+            authorisation=request.authorisation,
+        )
+        return encode_renewal(renewal)
 
 
 class ExpertsService(stubs.ExpertsServicer):

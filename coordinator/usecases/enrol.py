@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-from common.errors import ElmgroveError, FormatError, InvitationRefusedError, UsageError
+from common.errors import ElmgroveError, FormatError, InvitationRefusedError
 from common.formats.fields import format_time, owner_uri
 from common.formats.statements import OwnerAdmitted
-from common.formats.strictjson import b64decode_canonical, b64encode
-from common.ledger.state import OwnerState
-from common.trust.certificates import issue_leaf, public_key_from_csr
+from common.ledger.state import keys_in_force
 from common.trust.statements import sign_statement
 from coordinator.log.ledger import LedgerSession
 from coordinator.log.view import LogReceipt
 from coordinator.usecases.context import Coordinator
+from coordinator.usecases.issue import PublicKeys, ders, issue_records, key_text, read_requests
 
 __all__ = ["Admission", "enrol"]
-
-PublicKeys = Mapping[str, ec.EllipticCurvePublicKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +41,9 @@ def enrol(coordinator: Coordinator, *, token: str, signing_csr: bytes, transport
         InvitationRefusedError: the token is unknown, used or expired, or its name was admitted meanwhile.
         StorageError: the disk is full or not writable.
     """
-    keys = {"signing": public_key_from_csr(signing_csr), "transport": public_key_from_csr(transport_csr)}  # (1)
-    if _spki(keys["signing"]) == _spki(keys["transport"]):
-        raise FormatError("The signing and the transport key must be two keys.")
+    keys = read_requests(signing_csr=signing_csr, transport_csr=transport_csr)  # (1)
+    if len(keys) < 2:
+        raise FormatError("A certificate request is missing.")
     with coordinator.ledger.exclusive() as session:
         try:
             owner = coordinator.invitations.spend(token, at=session.time)  # (2)
@@ -77,23 +69,19 @@ def _admit(coordinator: Coordinator, session: LedgerSession, owner: str, keys: P
     if session.state is None or owner in session.state.owners:
         raise InvitationRefusedError
     uri = owner_uri(coordinator.consortium, owner)
-    authority, operator = coordinator.keys.signing("root"), coordinator.keys.signing("operator")
-    days = coordinator.config.certificate_days
-    issued: dict[str, x509.Certificate] = {
-        purpose: issue_leaf(coordinator.root, authority.key, key, purpose, uri, session.time, days)  # type: ignore[arg-type]  # a literal by construction
-        for purpose, key in keys.items()
-    }
-    ders = {purpose: certificate.public_bytes(Encoding.DER) for purpose, certificate in issued.items()}
+    operator = coordinator.keys.signing("operator")
+    records = issue_records(coordinator, uri, keys, session.time)
     fields = {
         "schema": "elmgrove.owner-admitted/v1",
         "consortium": coordinator.consortium,
         "created": format_time(session.time),
         "owner": uri,
-        "certificates": tuple({"purpose": purpose, "uri": uri, "der": b64encode(der)} for purpose, der in ders.items()),
+        "certificates": records,
     }
     envelope = sign_statement(OwnerAdmitted.model_validate(fields), operator.key, operator.certificate)
     receipt = session.append("owner-admitted", f"owner/{owner}", envelope, ())
-    return Admission(uri, ders["signing"], ders["transport"], receipt)
+    issued = ders(records)
+    return Admission(uri, issued["signing"], issued["transport"], receipt)
 
 
 def _repeated(coordinator: Coordinator, session: LedgerSession, token: str, keys: PublicKeys) -> Admission | None:
@@ -102,22 +90,8 @@ def _repeated(coordinator: Coordinator, session: LedgerSession, token: str, keys
     state = session.state.owners.get(owner) if session.state is not None and owner is not None else None
     if state is None:
         return None
-    ders = _certificates(state)
-    if any(purpose not in ders or _spki(_public_key(ders[purpose])) != _spki(key) for purpose, key in keys.items()):
+    admitted = state.issued[0].certificates
+    if keys_in_force(admitted) != {purpose: key_text(key) for purpose, key in keys.items()}:
         return None
-    return Admission(state.uri, ders["signing"], ders["transport"], coordinator.ledger.view.receipt(state.admitted_index))
-
-
-def _certificates(state: OwnerState) -> dict[str, bytes]:
-    return {record.purpose: b64decode_canonical(record.der) for record in state.certificates}
-
-
-def _public_key(der: bytes) -> ec.EllipticCurvePublicKey:
-    key = x509.load_der_x509_certificate(der).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UsageError("A logged certificate is for a key of another kind.")
-    return key
-
-
-def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    issued = ders(admitted)
+    return Admission(state.uri, issued["signing"], issued["transport"], coordinator.ledger.view.receipt(state.admitted_index))

@@ -15,12 +15,17 @@ from coordinator.usecases.context import Coordinator
 __all__ = ["authenticate", "check_signer"]
 
 
-def authenticate(coordinator: Coordinator, certificate_pem: bytes) -> OwnerState:
+def authenticate(coordinator: Coordinator, certificate_pem: bytes, *, replaced: bool = False) -> OwnerState:
     """The owner a transport certificate speaks for.
+
+    Args:
+        coordinator: whose owners.
+        certificate_pem: from the handshake.
+        replaced: take a certificate whose key the owner has replaced, too. Only for asking again for the answer that was lost.
 
     1. It is a transport certificate under the consortium's root, valid now.
     2. Its identity is an owner of this consortium whom the log has admitted.
-    3. The log lists this very certificate.
+    3. The log lists this very certificate, for the key the owner has now.
     4. The owner is not revoked.
 
     Raises:
@@ -34,7 +39,7 @@ def authenticate(coordinator: Coordinator, certificate_pem: bytes) -> OwnerState
     except (ValueError, CertificateError, FormatError) as error:
         raise UnauthenticatedError from error
     owner = coordinator.ledger.state().owners.get(name)  # (2)
-    if owner is None or not _is_listed(owner, "transport", der):  # (3)
+    if owner is None or not _is_listed(owner, "transport", der, replaced=replaced):  # (3)
         raise UnauthenticatedError
     if owner.revoked_index is not None:  # (4)
         raise RevokedError
@@ -51,6 +56,7 @@ def check_signer(owner: OwnerState, der: bytes) -> None:
         raise CertificateError("The signing certificate is not one that the log lists for this owner.")
 
 
-def _is_listed(owner: OwnerState, purpose: str, der: bytes) -> bool:
+def _is_listed(owner: OwnerState, purpose: str, der: bytes, *, replaced: bool = False) -> bool:
     text = b64encode(der)
-    return any(record.purpose == purpose and record.der == text for record in owner.certificates)
+    ever = tuple(record for issue in owner.issued for record in issue.certificates)
+    return any(record.purpose == purpose and record.der == text for record in (ever if replaced else owner.certificates))

@@ -322,6 +322,26 @@ class DocumentReply(_message.Message):
     document: bytes
     def __init__(self, document: _Optional[bytes] = ...) -> None: ...
 
+class RenewRequest(_message.Message):
+    __slots__ = ("signing_csr_der", "transport_csr_der", "authorisation")
+    SIGNING_CSR_DER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_CSR_DER_FIELD_NUMBER: _ClassVar[int]
+    AUTHORISATION_FIELD_NUMBER: _ClassVar[int]
+    signing_csr_der: bytes
+    transport_csr_der: bytes
+    authorisation: bytes
+    def __init__(self, signing_csr_der: _Optional[bytes] = ..., transport_csr_der: _Optional[bytes] = ..., authorisation: _Optional[bytes] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("signing_certificate_der", "transport_certificate_der", "receipt")
+    SIGNING_CERTIFICATE_DER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_CERTIFICATE_DER_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    signing_certificate_der: bytes
+    transport_certificate_der: bytes
+    receipt: Receipt
+    def __init__(self, signing_certificate_der: _Optional[bytes] = ..., transport_certificate_der: _Optional[bytes] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
 class WithdrawRequest(_message.Message):
     __slots__ = ("envelope",)
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]

@@ -719,6 +719,80 @@ class Log:
             _registered_method=True)
 
 
+class CertificatesStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Renew = channel.unary_unary(
+                '/elmgrove.v1.Certificates/Renew',
+                request_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewRequest.SerializeToString,
+                response_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewReply.FromString,
+                _registered_method=True)
+
+
+class CertificatesServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Renew(self, request, context):
+        """New certificates for the caller's keys or, with an authorisation, for new keys. Logged before the answer is sent. The same request asked
+        again gives the same certificates, also under a transport certificate that this very request replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CertificatesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewRequest.FromString,
+                    response_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'elmgrove.v1.Certificates', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('elmgrove.v1.Certificates', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Certificates:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elmgrove.v1.Certificates/Renew',
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewRequest.SerializeToString,
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ExpertsStub:
     """Missing associated documentation comment in .proto file."""
 
