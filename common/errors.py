@@ -407,6 +407,14 @@ class ModelMismatchError(VerificationError):
     public = "The model is not made of what it claims."
 
 
+class UnknownCertificateError(CertificateError):
+    """The log lists a certificate in our name that we never asked for."""
+
+    exit_code = 71
+    code = "unknown-certificate"
+    public = "The log lists a certificate that its holder did not ask for."
+
+
 class InterruptedByUserError(ElmgroveError):
     """Ctrl-C or SIGTERM; what was finished is kept and the command can be run again."""
 

@@ -130,6 +130,20 @@ class Home:
         """The receipt of the withdrawal of an expert."""
         return self.receipts / "withdrawn" / expert
 
+    def renewal_receipt(self, index: int) -> Path:
+        """The receipt of the log entry that renewed our certificates or rotated our keys."""
+        return self.receipts / "renewed" / str(index)
+
+    @property
+    def renewing(self) -> Path:
+        """A renewal that is not finished: what was asked, the new keys, and the answer once it is checked."""
+        return self.path / ".renewing"
+
+    @property
+    def watch(self) -> Path:
+        """How far the log was read for what it says in our name; it may be deleted, and the log is then read again from its beginning."""
+        return self.path / "log" / "watch.json"
+
     @property
     def checkpoint(self) -> Path:
         """The last checkpoint of the log that we verified."""

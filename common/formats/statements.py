@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
@@ -28,6 +29,7 @@ __all__ = [
     "RouterTuned",
     "Statement",
     "parse_statement",
+    "request_digest",
 ]
 
 STATEMENT_PAYLOAD_TYPE = "application/vnd.elmgrove.statement+json"
@@ -187,6 +189,12 @@ Statement = (
 )
 
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="schema_")])
+
+
+def request_digest(*, signing_csr: bytes, transport_csr: bytes, authorisation: bytes) -> str:
+    """The ``request`` of a renewal or rotation: SHA-256 over the SHA-256 digests of its three parts, in this order; a part may be empty."""
+    parts = (hashlib.sha256(part).digest() for part in (signing_csr, transport_csr, authorisation))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def parse_statement(raw: bytes) -> Statement:

@@ -90,6 +90,7 @@ WIRE_ERRORS: Final[Mapping[type[ElmgroveError], WireError]] = {
     errors.NotLoggedError: WireError(_S.NOT_FOUND),
     errors.RevokedError: WireError(_S.PERMISSION_DENIED),
     errors.ModelMismatchError: WireError(_S.FAILED_PRECONDITION),
+    errors.UnknownCertificateError: WireError(_S.PERMISSION_DENIED),
     errors.InterruptedByUserError: WireError(_S.UNAVAILABLE),
 }
 

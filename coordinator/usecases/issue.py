@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -15,7 +14,7 @@ from common.formats.strictjson import b64decode_canonical, b64encode
 from common.trust.certificates import Purpose, issue_leaf, public_key_from_csr
 from coordinator.usecases.context import Coordinator
 
-__all__ = ["PublicKeys", "ders", "issue_records", "key_text", "read_requests", "request_digest"]
+__all__ = ["PublicKeys", "ders", "issue_records", "key_text", "read_requests"]
 
 PublicKeys = Mapping[Purpose, ec.EllipticCurvePublicKey]
 
@@ -31,12 +30,6 @@ def read_requests(*, signing_csr: bytes, transport_csr: bytes) -> dict[Purpose, 
     if len({key_text(key) for key in keys.values()}) < len(keys):
         raise FormatError("The signing and the transport key must be two keys.")
     return keys
-
-
-def request_digest(*, signing_csr: bytes, transport_csr: bytes, authorisation: bytes) -> str:
-    """What identifies a request for certificates: SHA-256 over the SHA-256 digests of its three parts, in this order."""
-    parts = (hashlib.sha256(part).digest() for part in (signing_csr, transport_csr, authorisation))
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def issue_records(coordinator: Coordinator, uri: str, keys: PublicKeys, at: datetime) -> tuple[CertificateRecord, ...]:

@@ -19,7 +19,7 @@ from common.errors import (
 )
 from common.formats.entries import EntryKind, parse_entry
 from common.formats.fields import format_time, parse_time
-from common.formats.statements import CertificatesRenewed, KeyRotated, NewKeys
+from common.formats.statements import CertificatesRenewed, KeyRotated, NewKeys, request_digest
 from common.formats.strictjson import b64encode
 from common.ledger.state import OwnerState, keys_in_force
 from common.trust.statements import sign_statement, verify_statement
@@ -27,7 +27,7 @@ from coordinator.log.ledger import LedgerSession
 from coordinator.log.view import LogReceipt
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.identity import authenticate, check_signer
-from coordinator.usecases.issue import PublicKeys, ders, issue_records, key_text, read_requests, request_digest
+from coordinator.usecases.issue import PublicKeys, ders, issue_records, key_text, read_requests
 
 __all__ = ["Renewal", "renew_certificates"]
 

@@ -25,6 +25,7 @@ COMMANDS: Final[CommandTable] = {
     "review": ("owner_client.cli.review:review", "Show every file and byte of a package that would leave."),
     "push": ("owner_client.cli.push:push", "Sign a package, upload it and keep the log's receipt."),
     "status": ("owner_client.cli.status:status", "Show who you are, your anchors and your experts."),
+    "renew": ("owner_client.cli.renew:renew", "Get new certificates before they end, or replace your keys."),
     "withdraw": ("owner_client.cli.withdraw:withdraw", "Take an expert out of every later model."),
 }
 

@@ -109,6 +109,22 @@ class Coordinator:
         reply: pb.EntriesReply = self._call(self._connection.log.Entries, pb.EntriesRequest(start=index, limit=1))
         return reply.entries[0] if reply.entries else None
 
+    def entries(self, start: int, limit: int) -> list[bytes]:
+        """Entries from ``start`` on, at most ``limit`` and at most what one message holds; none beyond the end.
+
+        Raises:
+            ProtocolError: more came than were asked for.
+        """
+        reply: pb.EntriesReply = self._call(self._connection.log.Entries, pb.EntriesRequest(start=start, limit=limit))
+        if len(reply.entries) > limit:
+            raise ProtocolError("The coordinator sent more log entries than it was asked for.")
+        return list(reply.entries)
+
+    def renew(self, *, signing_csr: bytes, transport_csr: bytes, authorisation: bytes) -> pb.RenewReply:
+        """Ask for certificates; safe to repeat with the same bytes."""
+        request = pb.RenewRequest(signing_csr_der=signing_csr, transport_csr_der=transport_csr, authorisation=authorisation)
+        return cast("pb.RenewReply", self._call(self._connection.certificates.Renew, request))
+
     def document(self, digest: str) -> bytes:
         """A document beside the log.
 

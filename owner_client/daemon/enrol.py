@@ -51,7 +51,7 @@ from owner_client.daemon.session import SIGNING_CERTIFICATE, TRANSPORT_CERTIFICA
 from owner_client.daemon.sync import remember_first
 from owner_client.keys.keystore import KeyStore, NewKeys, generate_keys
 
-__all__ = ["Enrolment", "join_consortium"]
+__all__ = ["Enrolment", "join_consortium", "operator_says", "own_certificate"]
 
 _JOIN_SECONDS: Final = 60.0
 _KEYS: Final = "keys"
@@ -99,8 +99,8 @@ def join_consortium(home: Home, invitation: Invitation, passphrase: bytes | None
         # (3) the answer
         config = _config(invitation, reply, root)
         certificates = _Certificates(
-            signing=_own_certificate(reply.signing_certificate_der, root, "signing", config.uri, keys.signing),
-            transport=_own_certificate(reply.transport_certificate_der, root, "transport", config.uri, keys.transport),
+            signing=own_certificate(reply.signing_certificate_der, root, "signing", config.uri, keys.signing),
+            transport=own_certificate(reply.transport_certificate_der, root, "transport", config.uri, keys.transport),
         )
         # (4) the log
         receipt = _check_admission(config, root, keys, certificates, reply.receipt)
@@ -155,9 +155,14 @@ def _config(invitation: Invitation, reply: pb.JoinReply, root: TrustRoot) -> Own
     )
 
 
-def _own_certificate(
+def own_certificate(
     der: bytes, root: TrustRoot, purpose: Literal["signing", "transport"], uri: str, key: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
+    """A certificate we were given, if it is what it must be.
+
+    Raises:
+        CertificateError: not of this root, or not for our name, purpose and key.
+    """
     leaf = verify_leaf(der, root, purpose=purpose, at=utc_now())
     if leaf.uri != uri or leaf.public_key != key.public_key():
         raise CertificateError(f"The {purpose} certificate is not for our name and key.")
@@ -176,7 +181,7 @@ def _check_admission(
     receipt = check_receipt(
         answer.entry, answer.tlog_proof, Claim("owner-admitted", f"owner/{config.owner}", document), config.pinned.log_key
     )
-    admitted = _operator_says(document, root, config, parse_time(entry.time))
+    admitted = operator_says(document, root, config, parse_time(entry.time))
     ours = {("signing", _b64(certificates.signing)), ("transport", _b64(certificates.transport))}
     if not isinstance(admitted, OwnerAdmitted) or admitted.owner != config.uri:
         raise LogError("The logged admission is not ours.")
@@ -192,12 +197,18 @@ def _check_founding(config: OwnerConfig, root: TrustRoot, coordinator: Coordinat
     if raw is None:
         raise LogError("The log is empty, although it should hold the founding of the consortium.")
     entry = parse_entry(raw)
-    founded = _operator_says(coordinator.document(entry.document), root, config, parse_time(entry.time))
+    founded = operator_says(coordinator.document(entry.document), root, config, parse_time(entry.time))
     if not isinstance(founded, ConsortiumFounded) or founded.log_key != config.pinned.log_key or founded.root != b64encode(root.der):
         raise LogError("The consortium was founded with another root or log key than we were given.")
 
 
-def _operator_says(document: bytes, root: TrustRoot, config: OwnerConfig, at: datetime) -> Statement:
+def operator_says(document: bytes, root: TrustRoot, config: OwnerConfig, at: datetime) -> Statement:
+    """The statement of an envelope that the operator signed.
+
+    Raises:
+        FormatError, SignatureError, CertificateError: the envelope does not hold.
+        SignerError: someone else signed it.
+    """
     verified = verify_statement(document, root, at=at)
     if verified.signer.uri != operator_uri(config.consortium):
         raise SignerError("A statement that only the operator may make is signed by someone else.")

@@ -18,7 +18,7 @@ from common.formats.limits import MAX_DOCUMENT_BYTES
 from common.translog.checkpoint import Checkpoint
 from common.translog.proof import verify_receipt
 
-__all__ = ["CheckedReceipt", "Claim", "check_receipt", "load_receipt", "store_receipt"]
+__all__ = ["CheckedReceipt", "Claim", "check_receipt", "load_receipt", "receipt_kind", "store_receipt"]
 
 _ENTRY: Final = "entry.json"
 _PROOF: Final = "receipt.tlog-proof"
@@ -81,6 +81,19 @@ def store_receipt(folder: Path, receipt: CheckedReceipt) -> None:
         (aside / _ENTRY).write_bytes(receipt.raw_entry)
         (aside / _PROOF).write_bytes(receipt.proof)
         (aside / _DOCUMENT).write_bytes(receipt.document)
+
+
+def receipt_kind(folder: Path) -> EntryKind:
+    """The kind of entry a kept receipt says it is about; :func:`load_receipt` checks it.
+
+    Raises:
+        LogError: the receipt is incomplete.
+        FormatError: it is malformed.
+    """
+    try:
+        return parse_entry(_read(folder / _ENTRY)).kind
+    except OSError as error:
+        raise LogError(f"The receipt {folder} is incomplete: {error.strerror}.") from error
 
 
 def load_receipt(folder: Path, kind: EntryKind, subject: str, log_key: str) -> CheckedReceipt | None:

@@ -19,6 +19,7 @@ from common.trust.certificates import TrustRoot, VerifiedLeaf, verify_leaf
 from common.trust.keys import private_key_pem
 from owner_client.config import Home, OwnerConfig, load_config
 from owner_client.daemon.client import Coordinator
+from owner_client.daemon.pending import finish_renewal
 from owner_client.daemon.receipts import CheckedReceipt
 from owner_client.daemon.sync import SeenCheckpoint, follow_log
 from owner_client.keys.keystore import KeyStore
@@ -97,7 +98,7 @@ class Session:
 
 
 def open_session(home: Home) -> Session:
-    """Open an owner's home.
+    """Open an owner's home, after finishing a switch to renewed keys and certificates that was cut off.
 
     Raises:
         NotFoundError: nobody joined from this home.
@@ -105,6 +106,7 @@ def open_session(home: Home) -> Session:
         RootFingerprintError: the root certificate is not the one pinned at joining.
     """
     config = load_config(home)
+    finish_renewal(home)
     root = TrustRoot.from_pem(_read_pem(home.root))
     if root.fingerprint != config.pinned.root_sha256:
         raise RootFingerprintError(f"{home.root} is not the root certificate that was pinned when you joined.")

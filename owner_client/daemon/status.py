@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from common.formats.fields import format_time, utc_now
 from common.rpc.v1 import elmgrove_pb2 as pb
 from owner_client.config import Home
@@ -17,6 +15,7 @@ from owner_client.daemon.review import outbox_packages
 from owner_client.daemon.session import SIGNING_CERTIFICATE, TRANSPORT_CERTIFICATE, Session
 from owner_client.daemon.sync import last_checkpoint
 from owner_client.daemon.versions import logged_versions
+from owner_client.daemon.watch import LoggedCertificate, certificates_in_log, unknown_certificates
 
 __all__ = ["ExpertLine", "OwnerStatus", "gather_status", "withdrawn_experts"]
 
@@ -45,6 +44,10 @@ class OwnerStatus:
     log_size: int
     remote: pb.StatusReply | None
     warnings: tuple[str, ...]
+    logged: tuple[LoggedCertificate, ...]
+    """Certificates in our name, as the log was read last."""
+    unknown: tuple[LoggedCertificate, ...]
+    """Those among them that we never asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """The status for a script."""
@@ -58,6 +61,8 @@ class OwnerStatus:
             "identity": config.uri,
             "coordinator": {"host": config.coordinator.host, "port": config.coordinator.port, "answers": self.remote is not None},
             "certificates": {purpose: format_time(end) for purpose, end in self.certificates.items()},
+            "certificates_in_log": [each.model_dump(mode="json") for each in self.logged],
+            "unknown_certificates": [each.model_dump(mode="json") for each in self.unknown],
             "anchors": [{"name": a.name, "digest": a.digest, "log_index": a.index, "folder": str(a.folder)} for a in self.anchors],
             "anchors_to_pull": [{"name": a.name, "digest": a.digest, "size": a.size} for a in published if a.digest not in pulled],
             "experts": [{"name": e.name, "version": e.version, "state": e.state, "log_index": e.index} for e in self.experts],
@@ -95,7 +100,9 @@ def gather_status(session: Session, remote: pb.StatusReply | None) -> OwnerStatu
         experts=experts,
         log_size=seen.checkpoint.size if seen else 0,
         remote=remote,
-        warnings=(*_certificate_warnings(session, certificates, remote), *_expert_warnings(experts)),
+        warnings=(*_certificate_warnings(certificates), *_expert_warnings(experts)),
+        logged=certificates_in_log(session.home),
+        unknown=unknown_certificates(session),
     )
 
 
@@ -129,18 +136,15 @@ def _infer_states(lines: dict[tuple[str, int], ExpertLine], withdrawn: frozenset
             lines[key] = replace(line, state="withdrawn")
 
 
-def _certificate_warnings(session: Session, ends: Mapping[str, datetime], remote: pb.StatusReply | None) -> list[str]:
+def _certificate_warnings(ends: Mapping[str, datetime]) -> list[str]:
     now = utc_now()
     warnings = []
     for purpose, end in ends.items():
         days = (end - now).days
-        if days < _RENEWAL_DAYS:
-            warnings.append(
-                f"Your {purpose} certificate {'has ended' if end <= now else f'ends in {days} days'}; ask the operator to renew it."
-            )
-    ours = {session.certificate(name).public_bytes(Encoding.DER) for name in (SIGNING_CERTIFICATE, TRANSPORT_CERTIFICATE)}
-    if any(certificate.der not in ours for certificate in (remote.certificates if remote is not None else ())):
-        warnings.append("The coordinator lists a certificate in your name that is not in this home. If it is not yours, tell the operator.")
+        if end <= now:
+            warnings.append(f"Your {purpose} certificate has ended. Ask the operator how to go on.")
+        elif days < _RENEWAL_DAYS:
+            warnings.append(f"Your {purpose} certificate ends in {days} days. Run 'elmgrove-owner renew'.")
     return warnings
 
 

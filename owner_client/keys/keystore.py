@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -14,10 +15,11 @@ from common.errors import KeyStoreError
 from common.files import storage_errors, write_atomic
 from common.trust.keys import generate_signing_key, load_private_key, private_key_pem
 
-__all__ = ["KeyStore", "NewKeys", "generate_keys"]
+__all__ = ["KeyName", "KeyStore", "NewKeys", "generate_keys"]
 
-_SIGNING: Final = "signing.pem"
-_TRANSPORT: Final = "transport.pem"
+KeyName = Literal["signing", "transport"]
+"""The two keys there are; each lies in the file of its name."""
+
 _MAX_KEY_BYTES: Final = 16 * 1024  # bytes; an encrypted P-256 key has about 400
 
 
@@ -47,11 +49,20 @@ class KeyStore:
             AlreadyExistsError: there are keys here; they are never overwritten.
             StorageError: the disk is full or not writable.
         """
+        self.add({"signing": keys.signing, "transport": keys.transport}, passphrase)
+
+    def add(self, keys: Mapping[KeyName, ec.EllipticCurvePrivateKey], passphrase: bytes | None) -> None:
+        """Write some keys, as :meth:`create` does.
+
+        Raises:
+            AlreadyExistsError: there is one of them here.
+            StorageError: the disk is full or not writable.
+        """
         with storage_errors("the key folder"):
             self.folder.mkdir(mode=0o700, exist_ok=True)
             self.folder.chmod(0o700)
-        for name, key in ((_SIGNING, keys.signing), (_TRANSPORT, keys.transport)):
-            write_atomic(self.folder / name, private_key_pem(key, passphrase), mode=0o600, exclusive=True)
+        for name, key in keys.items():
+            write_atomic(self.folder / f"{name}.pem", private_key_pem(key, passphrase), mode=0o600, exclusive=True)
 
     def open_signing(self, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
         """The key that signs packages and statements.
@@ -59,7 +70,7 @@ class KeyStore:
         Raises:
             KeyStoreError: missing, unreadable, readable by others, or the passphrase is missing or wrong.
         """
-        return self._open(_SIGNING, passphrase)
+        return self.open("signing", passphrase)
 
     def open_transport(self, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
         """The key behind the client certificate of the connection.
@@ -67,7 +78,7 @@ class KeyStore:
         Raises:
             KeyStoreError: as :meth:`open_signing`.
         """
-        return self._open(_TRANSPORT, passphrase)
+        return self.open("transport", passphrase)
 
     def is_encrypted(self) -> bool:
         """Whether a passphrase is needed.
@@ -75,9 +86,18 @@ class KeyStore:
         Raises:
             KeyStoreError: the keys are missing, unreadable or readable by others.
         """
-        return b"ENCRYPTED" in self._read(_SIGNING)
+        return b"ENCRYPTED" in self._read("signing")
 
-    def _open(self, name: str, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
+    def has(self, name: KeyName) -> bool:
+        """Whether that key is here."""
+        return (self.folder / f"{name}.pem").is_file()
+
+    def open(self, name: KeyName, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
+        """One of the keys.
+
+        Raises:
+            KeyStoreError: as :meth:`open_signing`.
+        """
         pem = self._read(name)
         # A passphrase may stand in the environment for another store; an open key must not fail because of it.
         key = load_private_key(pem, passphrase if b"ENCRYPTED" in pem else None)
@@ -85,8 +105,8 @@ class KeyStore:
             raise KeyStoreError(f"The key {name} is not a P-256 key.")
         return key
 
-    def _read(self, name: str) -> bytes:
-        path = self.folder / name
+    def _read(self, name: KeyName) -> bytes:
+        path = self.folder / f"{name}.pem"
         try:
             with path.open("rb") as stream:
                 _check_private(os.fstat(stream.fileno()), path)
