@@ -90,6 +90,11 @@ class Home:
         return self.certificates / "root.pem"
 
     @property
+    def renewing(self) -> Path:
+        """The operator's and server's next keys and certificates until the log lists them."""
+        return self.path / ".renewing"
+
+    @property
     def database(self) -> Path:
         """Operational state: invitations, uploads under way."""
         return self.path / "state.db"

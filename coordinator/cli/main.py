@@ -22,6 +22,7 @@ COMMANDS: Final[CommandTable] = {
     "anchor": ("coordinator.cli.main:anchor_group", "Train and publish the public anchor model."),
     "invite": ("coordinator.cli.invite:command", "Print the invitation string for one owner."),
     "owners": ("coordinator.cli.owners:group", "List owners, or revoke one."),
+    "keys": ("coordinator.cli.keys:group", "List, renew or replace the operator's and the server's own keys."),
     "serve": ("coordinator.cli.serve:command", "Answer owners until stopped."),
     "experts": ("coordinator.cli.experts:command", "List experts and whether they are in force."),
     "anchors": ("coordinator.cli.anchors:command", "List published anchors."),

@@ -150,8 +150,8 @@ def choose_experts(
 
 def _log(coordinator: Coordinator, plan: AssemblyPlan, manifest: str) -> LogReceipt:
     """Log the assembly, unless an expert went out of force while it was being made."""
-    operator = coordinator.keys.signing("operator")
     with coordinator.ledger.exclusive() as session:
+        operator = coordinator.keys.signing("operator")
         state = session.state
         if state is None:
             raise NotFoundError("The log is empty.")

@@ -24,6 +24,7 @@ from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from coordinator.store.invitations import Invitations
 from coordinator.store.uploads import Uploads
+from coordinator.usecases.staged_keys import finish_staged
 
 __all__ = ["Coordinator", "KeyRing", "Signer", "log_key_path", "open_coordinator", "open_ledger"]
 
@@ -116,7 +117,7 @@ class Coordinator:
 
 
 def open_coordinator(home: Home, passphrase: bytes | None) -> Coordinator:
-    """Open a home for work.
+    """Open a home for work, after finishing a change of the coordinator's own keys that was cut off.
 
     Raises:
         NotFoundError: no consortium was founded there.
@@ -127,6 +128,8 @@ def open_coordinator(home: Home, passphrase: bytes | None) -> Coordinator:
     root, log_key = _public(home)
     keys = KeyRing(home, passphrase)
     writer = LogWriter(home.log, log_key, keys.log(), parse_vkey(log_key).name)
+    ledger = WritableLedger(writer, root)
+    finish_staged(home, ledger)
     database = Database(home.database)
     uploads = Uploads(database, home.uploads)
     return Coordinator(
@@ -135,7 +138,7 @@ def open_coordinator(home: Home, passphrase: bytes | None) -> Coordinator:
         root=root,
         log_key=log_key,
         keys=keys,
-        ledger=WritableLedger(writer, root),
+        ledger=ledger,
         database=database,
         invitations=Invitations(database),
         blobs=Blobs(home.blobs),

@@ -26,10 +26,10 @@ from coordinator.store.audit import AuditTrail
 from coordinator.store.database import Database
 from coordinator.usecases.context import log_key_path
 
-__all__ = ["found_consortium"]
+__all__ = ["LEAF_DAYS", "found_consortium", "server_names"]
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
-_LEAF_DAYS: Final = 730  # the operator's and the server's own certificates
+LEAF_DAYS: Final = 730  # the operator's and the server's own certificates
 
 
 def found_consortium(folder: Path, *, name: str, host: str, port: int, enrol_port: int, passphrase: bytes | None) -> LogReceipt:
@@ -63,6 +63,11 @@ def found_consortium(folder: Path, *, name: str, host: str, port: int, enrol_por
     return receipt
 
 
+def server_names(host: str) -> tuple[str, ...]:
+    """The names and addresses that a server's certificate is for, when owners reach it as ``host``."""
+    return _LOOPBACK if host in _LOOPBACK else (host.strip("[]"),)
+
+
 def _config(name: str, host: str, port: int, enrol_port: int) -> CoordinatorConfig:
     listen = host if host in {"127.0.0.1", "::1"} else "127.0.0.1" if host == "localhost" else "0.0.0.0"  # noqa: S104 - owners are elsewhere
     table = f'consortium = "{name}"\nhost = {host!r}\nport = {port}\nenrol_port = {enrol_port}\nlisten = "{listen}"\n'
@@ -77,9 +82,10 @@ def _fill(home: Home, config: CoordinatorConfig, passphrase: bytes | None) -> Lo
     keys = {part: generate_signing_key() for part in ("root", "operator", "server")}
     log_key = generate_log_key()
     root = TrustRoot.from_der(issue_root(name, keys["root"], now).public_bytes(Encoding.DER))
-    operator = issue_leaf(root, keys["root"], keys["operator"].public_key(), "signing", operator_uri(name), now, _LEAF_DAYS)
-    names = _LOOPBACK if config.host in _LOOPBACK else (config.host.strip("[]"),)
-    server = issue_leaf(root, keys["root"], keys["server"].public_key(), "server", server_uri(name), now, _LEAF_DAYS, names)
+    operator = issue_leaf(root, keys["root"], keys["operator"].public_key(), "signing", operator_uri(name), now, LEAF_DAYS)
+    server = issue_leaf(
+        root, keys["root"], keys["server"].public_key(), "server", server_uri(name), now, LEAF_DAYS, server_names(config.host)
+    )
     for part, key in keys.items():
         write_atomic(home.keys / f"{part}.pem", private_key_pem(key, passphrase), mode=0o600)
     write_atomic(home.keys / "log.pem", private_key_pem(log_key, passphrase), mode=0o600)

@@ -20,8 +20,8 @@ def revoke_owner(coordinator: Coordinator, name: str, *, reason: str) -> LogRece
         AlreadyExistsError: it was revoked before.
         StorageError: the disk is full or not writable.
     """
-    operator = coordinator.keys.signing("operator")
     with coordinator.ledger.exclusive() as session:
+        operator = coordinator.keys.signing("operator")
         owner = session.state.owners.get(name) if session.state is not None else None
         if owner is None:
             raise NotFoundError(f"There is no owner {name}.")

@@ -144,8 +144,8 @@ def _log(
     settings: Mapping[str, int | str],
 ) -> LogReceipt:
     """Log the tuning, unless an expert went out of force while it ran."""
-    operator = coordinator.keys.signing("operator")
     with coordinator.ledger.exclusive() as session:
+        operator = coordinator.keys.signing("operator")
         if session.state is None:
             raise NotFoundError("The log is empty.")
         _check_in_force(session.state, base, session.time)
