@@ -34,10 +34,14 @@ class Quota(Document):
 
 
 class Retention(Document):
-    """How long unfinished things are kept."""
+    """How long unfinished and unusable things are kept."""
 
     upload_days: Annotated[int, Field(ge=1, le=365)] = 7
     """Days after the last byte until an uncommitted upload is cleared away."""
+    withdrawn_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+    """Days from an expert's withdrawal, or its owner's revocation, until its weights are deleted; the log keeps its digests for ever."""
+    delete_superseded: bool = False
+    """Whether versions that a newer one superseded are deleted too, as many days after it."""
 
 
 class CoordinatorConfig(Document):

@@ -37,6 +37,7 @@ def command(
 
     It can be stopped and started at any time: what an owner was told is durable, and uploads go on where they were.
     """
+    from coordinator.service.housekeeping import Housekeeper
     from coordinator.service.server import CoordinatorServer
     from coordinator.web.server import WebServer
 
@@ -45,10 +46,12 @@ def command(
     with opened(home, passphrase_file) as coordinator:
         state = coordinator.ledger.state()
         server = CoordinatorServer(coordinator, listen=listen, port=port, enrol_port=enrol_port)
+        housekeeper = Housekeeper(coordinator)
         wanted = web_port or coordinator.config.web_port
         web = WebServer(coordinator, listen=listen or coordinator.config.listen, port=wanted) if wanted else None
         try:
             server.start()
+            housekeeper.start()
             if web is not None:
                 web.start()
                 emit(f"The log is at http://HOST:{wanted}/log/, health at /healthz.")
@@ -60,6 +63,7 @@ def command(
         except KeyboardInterrupt:
             emit("Stopping ...", error=True)
         finally:
+            housekeeper.stop()
             server.stop()
             if web is not None:
                 web.stop()

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +75,11 @@ class Blobs:
         """Remove blobs that were added for something that was then refused."""
         for digest in digests:
             self.path(digest).unlink(missing_ok=True)
+
+    def unnamed(self, named: Collection[str], *, older_than: float) -> tuple[str, ...]:
+        """Digests of the blobs that are not among ``named`` and came before ``older_than`` (Unix seconds)."""
+        found = (path for path in self._folder.glob("sha256/??/*") if _DIGEST.fullmatch(path.name) and path.name not in named)
+        return tuple(sorted(path.name for path in found if path.stat().st_ctime < older_than))
 
     def read(self, digest: str, offset: int, length: int, piece: int) -> Iterator[bytes]:
         """Yield ``length`` bytes from ``offset`` on, in pieces of at most ``piece`` bytes.

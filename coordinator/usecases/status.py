@@ -55,7 +55,7 @@ def owner_status(coordinator: Coordinator, owner: OwnerState) -> OwnerStatus:
         certificates=tuple((record, b64decode_canonical(record.der)) for record in owner.certificates),
         uploads=uploads,
         models=_uses(state, owner),
-        bytes_used=accepted_bytes(state, owner) + sum(record.size for record, _ in uploads),
+        bytes_used=accepted_bytes(coordinator, state, owner) + sum(record.size for record, _ in uploads),
         checkpoint=coordinator.ledger.view.checkpoint,
     )
 

@@ -100,10 +100,11 @@ def _missing(coordinator: Coordinator, record: UploadRecord, files: Sequence[Fil
     return tuple(key for key in wanted if key not in here)
 
 
-def accepted_bytes(state: ConsortiumState, owner: OwnerState) -> int:
-    """Bytes of all packages of an owner that are in the log."""
+def accepted_bytes(coordinator: Coordinator, state: ConsortiumState, owner: OwnerState) -> int:
+    """Bytes of all packages of an owner that are in the log and were not deleted since."""
     mine = (version for versions in state.experts.values() for version in versions if version.owner == owner.uri)
-    return sum(entry.size for version in mine for entry in version.manifest.files)
+    sizes = {entry.sha256: entry.size for version in mine for entry in version.manifest.files}
+    return sum(size for digest, size in sizes.items() if coordinator.blobs.has(digest))
 
 
 def _check_quota(coordinator: Coordinator, owner: OwnerState, state: ConsortiumState, package: OfferedPackage) -> None:
@@ -111,7 +112,7 @@ def _check_quota(coordinator: Coordinator, owner: OwnerState, state: ConsortiumS
     under_way = coordinator.uploads.open_of(owner.name)
     if len(under_way) >= quota.open_uploads:
         raise QuotaError(f"{len(under_way)} uploads are open already, of {quota.open_uploads} allowed. Finish or abandon one.")
-    used = accepted_bytes(state, owner) + sum(record.size for record, _ in under_way)
+    used = accepted_bytes(coordinator, state, owner) + sum(record.size for record, _ in under_way)
     if used + package.size > quota.bytes_per_owner:
         raise QuotaError(f"The package has {package.size} bytes; {max(0, quota.bytes_per_owner - used)} of the quota are left.")
 
