@@ -415,6 +415,14 @@ class UnknownCertificateError(CertificateError):
     public = "The log lists a certificate that its holder did not ask for."
 
 
+class StaleDatabaseError(VerificationError):
+    """The database does not agree with the log that it caches."""
+
+    exit_code = 72
+    code = "stale-database"
+    public = "The coordinator's database does not agree with its log."
+
+
 class InterruptedByUserError(ElmgroveError):
     """Ctrl-C or SIGTERM; what was finished is kept and the command can be run again."""
 

@@ -91,6 +91,7 @@ WIRE_ERRORS: Final[Mapping[type[ElmgroveError], WireError]] = {
     errors.RevokedError: WireError(_S.PERMISSION_DENIED),
     errors.ModelMismatchError: WireError(_S.FAILED_PRECONDITION),
     errors.UnknownCertificateError: WireError(_S.PERMISSION_DENIED),
+    errors.StaleDatabaseError: WireError(_S.INTERNAL),
     errors.InterruptedByUserError: WireError(_S.UNAVAILABLE),
 }
 

@@ -27,6 +27,7 @@ COMMANDS: Final[CommandTable] = {
     "experts": ("coordinator.cli.experts:command", "List experts and whether they are in force."),
     "anchors": ("coordinator.cli.anchors:command", "List published anchors."),
     "log": ("coordinator.cli.log:command", "List the transparency log's entries."),
+    "fsck": ("coordinator.cli.fsck:command", "Check the log, the stored files and the database."),
     "gc": ("coordinator.cli.gc:command", "Delete the weights of experts that left, after the retention time."),
     "assemble": ("coordinator.cli.assemble:command", "Make one mixture-of-experts model from the experts in force."),
     "tune-router": ("coordinator.cli.tune_router:command", "Train an assembled model's router on public text."),

@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError
 
 from common.errors import ConfigError, StorageError
 
-__all__ = ["Database", "invitations", "upload_chunks", "uploads"]
+__all__ = ["Database", "invitations", "log_head", "upload_chunks", "uploads"]
 
 SCHEMA_VERSION: Final = 1
 _BUSY_MS: Final = 30_000  # another process (an operator's command) may hold the write lock this long
@@ -74,6 +74,15 @@ upload_chunks = Table(
     Column("size", Integer, nullable=False),
 )
 """One row per chunk that is durable and has its digest."""
+
+log_head = Table(
+    "log_head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("root", String(64), nullable=False),
+)
+"""At most one row: size and root hash of the largest log that was ever signed here."""
 
 Index("uploads_by_owner", uploads.c.owner, uploads.c.state)
 

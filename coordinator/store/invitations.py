@@ -53,6 +53,18 @@ class Invitations:
         with self._database.begin() as connection:
             connection.execute(update(invitations).where(invitations.c.token_sha256 == _digest(token)).values(used_at=None))
 
+    def unspent(self) -> set[str]:
+        """The owners for whom there are invitations that were not used."""
+        with self._database.begin() as connection:
+            rows = connection.execute(select(invitations.c.owner).where(invitations.c.used_at.is_(None))).all()
+        return {str(row.owner) for row in rows}
+
+    def spend_for(self, owner: str, *, at: datetime) -> None:
+        """Use up every invitation for ``owner``, who was admitted."""
+        unused = (invitations.c.owner == owner) & invitations.c.used_at.is_(None)
+        with self._database.begin() as connection:
+            connection.execute(update(invitations).where(unused).values(used_at=int(at.timestamp())))
+
     def spent_on(self, token: str) -> str | None:
         """The owner's name a spent token was made for; ``None`` if the token is unknown or unspent."""
         spent = (invitations.c.token_sha256 == _digest(token)) & invitations.c.used_at.is_not(None)

@@ -135,6 +135,12 @@ class Uploads:
             rows = connection.execute(select(uploads, received.label("received")).where(condition).order_by(uploads.c.created_at)).all()
         return [(_record(row), int(row.received)) for row in rows]
 
+    def all(self) -> list[UploadRecord]:
+        """Every upload, open or accepted, oldest first."""
+        with self._database.begin() as connection:
+            rows = connection.execute(select(uploads).order_by(uploads.c.created_at)).all()
+        return [_record(row) for row in rows]
+
     def chunks(self, upload_id: str) -> set[ChunkKey]:
         """The chunks that are durable."""
         with self._database.begin() as connection:

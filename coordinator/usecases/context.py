@@ -17,16 +17,17 @@ from common.trust.keys import load_private_key
 from coordinator.config import CoordinatorConfig, Home, load_config
 from coordinator.log.ledger import Ledger, WritableLedger
 from coordinator.log.view import LogView
-from coordinator.log.writer import LogWriter
 from coordinator.store.arrivals import Arrivals
 from coordinator.store.audit import AuditTrail
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from coordinator.store.invitations import Invitations
+from coordinator.store.log_head import LogHead
 from coordinator.store.uploads import Uploads
+from coordinator.usecases.log_memory import RememberingWriter, check_continues
 from coordinator.usecases.staged_keys import finish_staged
 
-__all__ = ["Coordinator", "KeyRing", "Signer", "log_key_path", "open_coordinator", "open_ledger"]
+__all__ = ["Coordinator", "KeyRing", "Signer", "log_key_path", "open_coordinator", "open_ledger", "open_public"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -123,14 +124,18 @@ def open_coordinator(home: Home, passphrase: bytes | None) -> Coordinator:
         NotFoundError: no consortium was founded there.
         ConfigError: its settings are wrong.
         KeyStoreError: its keys cannot be opened.
+        LogInconsistentError: the log on the disk is older than one that was signed here.
     """
     config = load_config(home)
-    root, log_key = _public(home)
+    root, log_key = open_public(home)
     keys = KeyRing(home, passphrase)
-    writer = LogWriter(home.log, log_key, keys.log(), parse_vkey(log_key).name)
-    ledger = WritableLedger(writer, root)
-    finish_staged(home, ledger)
+    private = keys.log()
     database = Database(home.database)
+    try:
+        ledger = _open_log(home, root, log_key, private, LogHead(database))
+    except BaseException:
+        database.close()
+        raise
     uploads = Uploads(database, home.uploads)
     return Coordinator(
         home=home,
@@ -148,6 +153,17 @@ def open_coordinator(home: Home, passphrase: bytes | None) -> Coordinator:
     )
 
 
+def _open_log(home: Home, root: TrustRoot, log_key: str, private: Ed25519PrivateKey, head: LogHead) -> WritableLedger:
+    """The log for writing, once it is known to continue the newest one that was signed here."""
+    writer = RememberingWriter(home.log, log_key, private, parse_vkey(log_key).name, head)
+    present = check_continues(writer, log_key, head)
+    if present is not None:
+        head.remember(present)
+    ledger = WritableLedger(writer, root)
+    finish_staged(home, ledger)
+    return ledger
+
+
 def open_ledger(home: Home) -> Ledger:
     """The consortium's state for commands that only read; needs no key and no passphrase.
 
@@ -156,11 +172,17 @@ def open_ledger(home: Home) -> Ledger:
         ConfigError: its settings are wrong.
     """
     load_config(home)
-    root, log_key = _public(home)
+    root, log_key = open_public(home)
     return Ledger(LogView(home.log, log_key), root)
 
 
-def _public(home: Home) -> tuple[TrustRoot, str]:
+def open_public(home: Home) -> tuple[TrustRoot, str]:
+    """The root certificate and the log's verifier key, which are no secrets.
+
+    Raises:
+        NotFoundError: the home is incomplete.
+        CertificateError: the root certificate is malformed.
+    """
     root = TrustRoot.from_pem(_read(home.root))
     return root, _read(log_key_path(home)).decode("ascii", "replace").strip()
 
