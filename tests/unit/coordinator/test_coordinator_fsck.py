@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from tests.support.coordinator_world import Grove
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grove]:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Grove:
     """A home with an anchor, two experts (one withdrawn) and renewed keys, from which each test takes a copy."""
     grove = Grove(tmp_path_factory.mktemp("fsck"))
     anna, anchor = grove.join("anna"), grove.publish()
@@ -31,7 +31,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grove]:
     withdraw_expert(grove.coordinator, grove.owner("anna"), anna.withdrawal("moss", digest))
     rotate_own_keys(grove.coordinator, ["operator"])
     grove.close()
-    yield grove
+    return grove
 
 
 @pytest.fixture

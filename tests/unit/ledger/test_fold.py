@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import common.ledger.fold as fold_module
 from common.errors import LogError
 from common.formats.fields import format_time, owner_uri
 from common.formats.statements import KeyRecord, OwnerRevoked
@@ -612,6 +614,12 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("14 after revocation", _rotated_after_revocation, "never admitted, or is revoked"),
     ("14 stranger", _stranger_rotates, "never admitted, or is revoked"),
 ]
+
+
+def test_every_rule_is_broken_once() -> None:
+    written = set(re.findall(r"^ *(\d+)\. ", fold_module.__doc__ or "", re.MULTILINE))
+    assert written == {str(number) for number in range(1, len(written) + 1)}
+    assert written == {name.split()[0] for name, *_ in BROKEN}
 
 
 def test_a_tuned_router_is_a_fact_beside_its_model(world: History, state: ConsortiumState) -> None:
