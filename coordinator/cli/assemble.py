@@ -50,6 +50,7 @@ def command(
     The folder is signed and the assembly is logged. The same choice gives the same bytes. It may run while 'serve' does.
     """
     from coordinator.usecases.assemble import assemble_model
+    from coordinator.usecases.status import terms
 
     with opened(home, passphrase_file) as coordinator:
         model = assemble_model(
@@ -62,14 +63,22 @@ def command(
             licence=licence,
             progress=TerminalProgress(quiet=quiet or as_json),
         )
+        versions = coordinator.ledger.state().experts
+        manifests = [versions[slot.name][slot.version - 1].manifest for slot in model.experts]
     if as_json:
-        experts = [slot.model_dump(mode="json") for slot in model.experts]
+        experts = [
+            slot.model_dump(mode="json") | manifest.model_dump(mode="json", include={"licence", "permitted_uses", "not_after"})
+            for slot, manifest in zip(model.experts, manifests, strict=True)
+        ]
         emit_json({"digest": model.digest, "experts": experts, "top_k": model.top_k, "index": model.receipt.index})
         return
     rows = [["0", "(the anchor's own)", "-", "-"]]
     rows += [[str(slot.slot), slot.name, str(slot.version), slot.owner.rsplit("/", 1)[-1]] for slot in model.experts]
     emit(f"Assembled {out}: {len(rows)} experts, {model.top_k} active for each token.")
     emit(table(["slot", "expert", "version", "owner"], rows))
+    for slot, manifest in zip(model.experts, manifests, strict=True):
+        if said := terms(manifest):
+            emit(f"{slot.name}: {said}")
     emit(f"Digest {model.digest}, log entry {model.receipt.index}.")
 
 

@@ -26,6 +26,7 @@ __all__ = ["command"]
 def command(every: bool, home: Home, as_json: bool) -> None:
     """List the experts by the log, in the order in which they fill a model's slots."""
     from coordinator.usecases.context import open_ledger
+    from coordinator.usecases.status import terms
 
     state = open_ledger(home).state()
     experts = [expert for versions in state.experts.values() for expert in (versions if every else versions[-1:])]
@@ -39,6 +40,9 @@ def command(every: bool, home: Home, as_json: bool) -> None:
                 [_cells(expert) for expert in experts],
             )
         )
+        for expert in experts:
+            if said := terms(expert.manifest):
+                emit(f"{expert.name} version {expert.version}: {said}")
     else:
         emit("No expert was accepted yet.")
 

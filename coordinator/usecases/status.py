@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from common.formats.fields import utc_now
+from common.formats.manifest import ExpertManifest
 from common.formats.statements import CertificateRecord
 from common.formats.strictjson import b64decode_canonical
 from common.ledger.state import AnchorState, ConsortiumState, ExpertState, OwnerState
@@ -13,7 +14,7 @@ from coordinator.store.uploads import UploadRecord
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.uploads import accepted_bytes
 
-__all__ = ["ModelUse", "OwnerStatus", "owner_status", "standing"]
+__all__ = ["ModelUse", "OwnerStatus", "owner_status", "standing", "terms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,14 @@ def owner_status(coordinator: Coordinator, owner: OwnerState) -> OwnerStatus:
 def standing(expert: ExpertState, at: datetime) -> str:
     """An expert's status for people: as the log has it, or ``expired``."""
     return "expired" if expert.status == "in-force" and not expert.in_force_at(at) else expert.status
+
+
+def terms(manifest: ExpertManifest) -> str:
+    """What an expert's owner permits, for people; empty if the manifest says nothing of it."""
+    parts = [f"licence {manifest.licence}" if manifest.licence else ""]
+    parts.append(f"permitted uses: {'; '.join(manifest.permitted_uses)}" if manifest.permitted_uses else "")
+    parts.append(f"not after {manifest.not_after}" if manifest.not_after else "")
+    return ", ".join(" ".join(part.split()) for part in parts if part)  # the owner's text may hold line feeds
 
 
 def _uses(state: ConsortiumState, owner: OwnerState) -> tuple[ModelUse, ...]:
