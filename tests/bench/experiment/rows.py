@@ -170,6 +170,7 @@ class _Rows:
         for count in range(1, len(self._domains)):
             yield self._mixture(f"{count + 1} experts", {}, group="ablation", without=self._domains[count:])
         half, double = self._sizes.pair_tokens // 2, self._sizes.pair_tokens * 2
+        width = self._sizes.anchor.hidden_size
         changes: dict[str, dict[str, Any]] = {
             "rows not refitted": {"router_refit": False},
             "public share 0": {"public_share": 0.0},
@@ -180,6 +181,8 @@ class _Rows:
             "rows not trained": {"router_train": False},
             "half the tokens": {"tokens": half},
             "twice the tokens": {"tokens": double},
+            f"rank {width // 32}": {"rank": width // 32},
+            f"rank {width // 2}": {"rank": width // 2},
         }
         for name, overrides in changes.items():
             yield self._mixture(name, overrides, group="ablation")
