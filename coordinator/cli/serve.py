@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -13,6 +15,8 @@ from coordinator.cli.options import examples, home_option, opened, passphrase_op
 from coordinator.config import Home
 
 __all__ = ["command"]
+
+_NOTICE: Final = timedelta(days=60)  # time enough to renew certificates in
 
 
 @click.command(
@@ -39,12 +43,15 @@ def command(
     """
     from coordinator.service.housekeeping import Housekeeper
     from coordinator.service.server import CoordinatorServer
+    from coordinator.usecases.operator_keys import ending_certificates
     from coordinator.web.server import WebServer
 
     if logging.getLogger().level > logging.INFO:
         logging.getLogger("coordinator").setLevel(logging.INFO)
     with opened(home, passphrase_file) as coordinator:
         state = coordinator.ledger.state()
+        for name, end in ending_certificates(coordinator, within=_NOTICE).items():
+            emit(f"The {name} certificate ends on {end:%Y-%m-%d}. Run 'elmgrove-coordinator keys renew' and start again.", error=True)
         server = CoordinatorServer(coordinator, listen=listen, port=port, enrol_port=enrol_port)
         housekeeper = Housekeeper(coordinator)
         wanted = web_port or coordinator.config.web_port

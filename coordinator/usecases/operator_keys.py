@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from common.formats.entries import EntryKind
-from common.formats.fields import format_time, operator_uri, server_uri
+from common.formats.fields import format_time, operator_uri, server_uri, utc_now
 from common.formats.statements import CertificatesRenewed, KeyRecord, KeyRotated, NewKeys, request_digest
 from common.formats.strictjson import b64encode
 from common.trust.certificates import Purpose, issue_leaf, make_csr
@@ -25,7 +25,7 @@ from coordinator.usecases.found import LEAF_DAYS, server_names
 from coordinator.usecases.issue import key_text
 from coordinator.usecases.staged_keys import HolderName, stage_keys, switch_staged
 
-__all__ = ["OwnKeys", "renew_own_certificates", "rotate_own_keys"]
+__all__ = ["OwnKeys", "ending_certificates", "renew_own_certificates", "rotate_own_keys"]
 
 _PURPOSES: Final[dict[HolderName, Purpose]] = {"operator": "signing", "server": "server"}
 
@@ -46,6 +46,17 @@ def renew_own_certificates(coordinator: Coordinator) -> OwnKeys:
         StorageError: the disk is full or not writable.
     """
     return _change(coordinator, {})
+
+
+def ending_certificates(coordinator: Coordinator, *, within: timedelta) -> Mapping[HolderName, datetime]:
+    """Which of the operator's and the server's certificates end soon, and when.
+
+    Raises:
+        KeyStoreError: a certificate cannot be read.
+    """
+    names: tuple[HolderName, ...] = ("operator", "server")
+    ends = {name: coordinator.keys.certificate(name).not_valid_after_utc for name in names}
+    return {name: end for name, end in ends.items() if end - within <= utc_now()}
 
 
 def rotate_own_keys(coordinator: Coordinator, names: Collection[HolderName]) -> OwnKeys:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from common.formats.entries import parse_entry
 from common.trust.keys import private_key_pem
 from coordinator.cli.main import cli
 from coordinator.usecases.assemble import assemble_model
-from coordinator.usecases.operator_keys import renew_own_certificates, rotate_own_keys
+from coordinator.usecases.operator_keys import ending_certificates, renew_own_certificates, rotate_own_keys
 from coordinator.usecases.revoke import revoke_owner
 from tests.support.coordinator_world import Grove
 
@@ -85,6 +86,11 @@ def test_a_change_that_was_cut_off_is_finished_or_dropped_as_the_log_says(
     assert not grove.home.renewing.exists()
     grove.join("anna")
     rotate_own_keys(grove.coordinator, ["operator"])
+
+
+def test_certificates_that_end_soon_are_known(grove: Grove) -> None:
+    assert ending_certificates(grove.coordinator, within=timedelta(days=60)) == {}
+    assert set(ending_certificates(grove.coordinator, within=timedelta(days=731))) == {"operator", "server"}
 
 
 def test_the_command_lists_and_changes(grove: Grove) -> None:
