@@ -46,6 +46,7 @@ from common.formats.statements import (
     Statement,
 )
 from common.formats.strictjson import b64decode_canonical, b64encode, parse_document
+from common.ledger.growing import GrowingMap
 from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState, TunedState
 from common.translog.checkpoint import log_origin
 from common.translog.note import ALG_ED25519, parse_vkey
@@ -102,12 +103,12 @@ class _Folding:
         self._size = state.size if state else 0
         self._time = state.time if state else None
         self._founded = _Founding(state.consortium, state.log_key, state.certificates) if state else None
-        self._owners = dict(state.owners) if state else {}
-        self._anchors = dict(state.anchors) if state else {}
-        self._experts = dict(state.experts) if state else {}
-        self._models = list(state.models) if state else []
-        self._tuned = list(state.tuned) if state else []
-        self._seen = set(state.documents) if state else set()
+        self._owners = GrowingMap(state.owners if state else None)
+        self._anchors = GrowingMap(state.anchors if state else None)
+        self._experts = GrowingMap(state.experts if state else None)
+        self._models = state.models if state else ()
+        self._tuned = state.tuned if state else ()
+        self._seen = GrowingMap(state.documents if state else None)
 
     def result(self) -> ConsortiumState:
         """The state, frozen.
@@ -125,12 +126,12 @@ class _Folding:
             size=self._size,
             time=self._time,
             certificates=self._founded.certificates,
-            owners=self._owners,
-            anchors=self._anchors,
-            experts=self._experts,
-            models=tuple(self._models),
-            tuned=tuple(self._tuned),
-            documents=frozenset(self._seen),
+            owners=self._owners.frozen(),
+            anchors=self._anchors.frozen(),
+            experts=self._experts.frozen(),
+            models=self._models,
+            tuned=self._tuned,
+            documents=self._seen.frozen(),
         )
 
     def apply(self, raw: bytes) -> None:
@@ -148,7 +149,7 @@ class _Folding:
         _require(entry.document not in self._seen, "its document was logged before")  # rule 3
         signed = self._verify(entry, time)  # rules 3 and 4
         _HANDLERS[entry.kind](self, signed)
-        self._seen.add(entry.document)
+        self._seen[entry.document] = self._size
         self._size += 1
         self._time = time
 
@@ -315,7 +316,7 @@ class _Folding:
         _require(statement.anchor in self._anchors, "it is made from an anchor that was never published")
         _require(1 <= statement.top_k <= len(statement.experts) + 1, "its top-k exceeds its experts")
         self._check_slots(statement, signed.time)
-        self._models.append(ModelState(statement.manifest, statement, self._size, signed.time))
+        self._models += (ModelState(statement.manifest, statement, self._size, signed.time),)
 
     def _check_slots(self, statement: ModelAssembled, time: datetime) -> None:
         order: list[int] = []
@@ -352,7 +353,7 @@ class _Folding:
         order = [slots.get(proxies.expert, 0) for proxies in statement.proxies]
         _require(0 not in order, "a list of proxies is for an expert that the model does not hold")
         _require(order == sorted(set(order)), "its lists of proxies are not one per expert in the order of their slots")
-        self._tuned.append(TunedState(statement.manifest, base, statement, self._size, signed.time))
+        self._tuned += (TunedState(statement.manifest, base, statement, self._size, signed.time),)
 
 
 @dataclass(frozen=True, slots=True)
