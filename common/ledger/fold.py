@@ -19,6 +19,7 @@ Rules, in the order they are checked for each entry:
 12. *Router tuned*: a new model out of an assembled one, whose experts are all in force at this very entry; every list of proxies is
     for one of its experts, in slot order. So a router that was tuned with an expert's proxies cannot be logged after that expert has
     left: the model is assembled without it and tuned again.
+13. *Witness registered*: by its owner, a cosignature key under that owner's name, which is no other owner's nor the log's.
 
 Nothing here reads a file: ``documents`` is the caller's.
 """
@@ -44,12 +45,14 @@ from common.formats.statements import (
     OwnerRevoked,
     RouterTuned,
     Statement,
+    WitnessRegistered,
 )
 from common.formats.strictjson import b64decode_canonical, b64encode, parse_document
 from common.ledger.growing import GrowingMap
 from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState, TunedState
 from common.translog.checkpoint import log_origin
-from common.translog.note import ALG_ED25519, parse_vkey
+from common.translog.cosignature import witness_name
+from common.translog.note import ALG_COSIGNATURE, ALG_ED25519, parse_vkey
 from common.trust.certificates import TrustRoot, VerifiedLeaf, verify_leaf
 from common.trust.oms import VerifiedResources, verify_bundle
 from common.trust.statements import VerifiedStatement, verify_statement
@@ -355,6 +358,20 @@ class _Folding:
         _require(order == sorted(set(order)), "its lists of proxies are not one per expert in the order of their slots")
         self._tuned += (TunedState(statement.manifest, base, statement, self._size, signed.time),)
 
+    def _witness(self, signed: _Signed) -> None:
+        statement = signed.statement
+        if not isinstance(statement, WitnessRegistered):
+            raise _BrokenRuleError("its document is not a registration of a witness")
+        owner = self._check_owner(signed, statement.owner)
+        _subject(signed, f"owner/{owner.name}")
+        key = parse_vkey(statement.key)  # rule 13
+        right_key = key.algorithm == ALG_COSIGNATURE and key.name == witness_name(self._consortium, owner.name)
+        _require(right_key, "its key is not one for this owner's cosignatures")
+        taken = [each.witness_key for each in self._owners.values() if each.witness_key and each.name != owner.name]
+        taken += [self._founded.log_key] if self._founded else []
+        _require(all(parse_vkey(other).public_bytes != key.public_bytes for other in taken), "its key is another's")
+        self._owners[owner.name] = dataclasses.replace(owner, witness_key=statement.key)
+
 
 @dataclass(frozen=True, slots=True)
 class _Founding:
@@ -381,4 +398,5 @@ _HANDLERS: dict[str, Callable[[_Folding, _Signed], None]] = {
     "expert-withdrawn": _Folding._withdraw,
     "model-assembled": _Folding._assemble,
     "router-tuned": _Folding._tune,
+    "witness-registered": _Folding._witness,
 }

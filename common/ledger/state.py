@@ -26,6 +26,8 @@ class OwnerState:
     certificates: tuple[CertificateRecord, ...]
     admitted_index: int
     revoked_index: int | None = None
+    witness_key: str | None = None
+    """Verifier key of its client's cosignatures, by its newest registration."""
 
 
 @dataclass(frozen=True, slots=True)
