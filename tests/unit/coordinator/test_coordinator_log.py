@@ -7,14 +7,16 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import LogError, NotFoundError, StorageError, UsageError
+from common.errors import LogError, NotFoundError, SignatureError, StorageError, UsageError
 from common.translog.checkpoint import verify_checkpoint
+from common.translog.cosignature import cosign, witness_vkey
 from common.translog.merkle import leaf_hash, root_hash, verify_consistency
 from common.translog.note import encode_vkey
 from common.translog.proof import verify_receipt
@@ -290,3 +292,65 @@ def test_another_log_under_the_same_key_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="replaced by another"):
         view.refresh()
     assert view.size == 5
+
+
+# --- cosignatures ------------------------------------------------------------------------------------------------------------------
+
+WITNESS = Ed25519PrivateKey.from_private_bytes(bytes(32))
+WITNESS_VKEY = witness_vkey("elmgrove/grove/witness/anna", WITNESS)
+
+
+def _line(writer: LogWriter, hour: int = 12) -> str:
+    return cosign(writer.checkpoint, "elmgrove/grove/witness/anna", WITNESS, datetime(2026, 11, 1, hour, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("survives", range(4))
+def test_a_crash_while_cosigning_leaves_the_checkpoint_with_or_without_the_line(
+    tmp_path: Path, survives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, *_entries(0, 3))
+    bare, line = writer.checkpoint, _line(writer)
+    done = _die_after(survives, monkeypatch)
+    died = False
+    try:
+        with writer.exclusive():
+            writer.cosign(3, line, WITNESS_VKEY)
+    except _CrashError:
+        died = True
+    monkeypatch.undo()
+    assert died == (survives < 3)
+    found = (tmp_path / "checkpoint").read_bytes()
+    assert found == (bare + line.encode() if len(done) >= 2 else bare)
+    after = _writer(tmp_path)
+    with after.exclusive():
+        assert after.cosign(3, line, WITNESS_VKEY)
+    assert read_log(FolderReader(tmp_path), VKEY).note == bare + line.encode()
+    _append(after, b"next")
+    assert b"witness" not in read_log(FolderReader(tmp_path), VKEY).note
+
+
+def test_a_cosignature_is_for_the_checkpoint_of_its_size_and_replaces_an_older_one(tmp_path: Path) -> None:
+    writer, view = _writer(tmp_path), LogView(tmp_path, VKEY)
+    _append(writer, *_entries(0, 3))
+    bare, early, late = writer.checkpoint, _line(writer, 11), _line(writer, 13)
+    with writer.exclusive():
+        assert not writer.cosign(2, early, WITNESS_VKEY)
+        assert writer.cosign(3, late, WITNESS_VKEY)
+        assert writer.cosign(3, early, WITNESS_VKEY), "a newer line is there"
+    view.refresh()
+    assert (view.checkpoint, view.size) == (bare + late.encode(), 3)
+    assert verify_receipt(view.receipt(1).proof, b"entry 1", VKEY).index == 1
+    with pytest.raises(SignatureError), writer.exclusive():
+        writer.cosign(3, early.replace("anna", "ben"), WITNESS_VKEY)
+    assert (tmp_path / "checkpoint").read_bytes() == bare + late.encode()
+
+
+def test_another_program_that_changes_the_checkpoint_under_the_lock_is_noticed(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    _append(writer, *_entries(0, 3))
+    line = _line(writer)
+    with writer.exclusive():
+        (tmp_path / "checkpoint").write_bytes(writer.checkpoint + line.encode())
+        with pytest.raises(LogError, match="another program"):
+            writer.cosign(3, _line(writer, 13), WITNESS_VKEY)
