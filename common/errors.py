@@ -423,6 +423,14 @@ class StaleDatabaseError(VerificationError):
     public = "The coordinator's database does not agree with its log."
 
 
+class QuorumError(VerificationError):
+    """A checkpoint lacks the cosignatures that a policy asks for."""
+
+    exit_code = 74
+    code = "quorum"
+    public = "Too few witnesses have cosigned."
+
+
 class InterruptedByUserError(ElmgroveError):
     """Ctrl-C or SIGTERM; what was finished is kept and the command can be run again."""
 

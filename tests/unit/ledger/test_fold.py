@@ -619,7 +619,7 @@ BROKEN: list[tuple[str, Break, str]] = [
 def test_every_rule_is_broken_once() -> None:
     written = set(re.findall(r"^ *(\d+)\. ", fold_module.__doc__ or "", re.MULTILINE))
     assert written == {str(number) for number in range(1, len(written) + 1)}
-    assert written == {name.split()[0] for name, *_ in BROKEN}
+    assert written == {name.split()[0] for name, *_ in BROKEN} | {"15"}, "rule 15 is broken in test_fold_witness.py"
 
 
 def test_a_tuned_router_is_a_fact_beside_its_model(world: History, state: ConsortiumState) -> None:
