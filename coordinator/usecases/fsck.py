@@ -53,6 +53,7 @@ __all__ = ["check_home", "rebuild_database"]
 class _Stored:
     """The operational state of one home, opened to be compared with its log."""
 
+    database: Database
     head: LogHead
     uploads: Uploads
     invitations: Invitations
@@ -62,7 +63,7 @@ class _Stored:
     @classmethod
     def open(cls, home: Home, database: Database) -> _Stored:
         uploads = Uploads(database, home.uploads)
-        return cls(LogHead(database), uploads, Invitations(database), tuple(uploads.all()))
+        return cls(database, LogHead(database), uploads, Invitations(database), tuple(uploads.all()))
 
 
 def check_home(home: Home, *, quick: bool = False, progress: ProgressSink = silent) -> AuditReport:
@@ -78,9 +79,18 @@ def check_home(home: Home, *, quick: bool = False, progress: ProgressSink = sile
         ConfigError: its settings are wrong.
     """
     load_config(home)
-    root, log_key = open_public(home)
     report = AuditReport("home", home.path.name)
     stored = _open_stored(report, home)
+    try:
+        _check(report, home, stored, quick=quick, progress=progress)
+    finally:
+        if stored is not None:
+            stored.database.close()
+    return report
+
+
+def _check(report: AuditReport, home: Home, stored: _Stored | None, *, quick: bool, progress: ProgressSink) -> None:
+    root, log_key = open_public(home)
     with report.collecting():
         with report.checking("log"):
             state = open_log(home.log, root).state
@@ -97,7 +107,6 @@ def check_home(home: Home, *, quick: bool = False, progress: ProgressSink = sile
         _check_blobs(report, home, state, quick=quick, progress=progress)
         if stored is not None:
             _check_database(report, state, stored)
-    return report
 
 
 def _open_stored(report: AuditReport, home: Home) -> _Stored | None:

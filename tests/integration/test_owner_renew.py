@@ -38,7 +38,8 @@ def anchor(world: World) -> str:
 
 
 def _files(home: Path) -> dict[str, bytes]:
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in ("keys", "certs") for path in (home / folder).iterdir()}
+    paths = [Path(folder) / f"{name}.pem" for folder in ("keys", "certs") for name in ("signing", "transport")]
+    return {str(path): (home / path).read_bytes() for path in paths}
 
 
 def _copy(owner: Owner, folder: Path) -> Owner:

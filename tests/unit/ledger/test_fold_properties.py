@@ -21,7 +21,7 @@ from tests.unit.ledger.memory_log import MemoryLog, Party
 
 DIGESTS = st.sampled_from(["e" * 64, "f" * 64, "b" * 64])
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
