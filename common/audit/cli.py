@@ -12,6 +12,7 @@ import click
 from common.audit.logs import audit_log
 from common.audit.models import audit_model
 from common.audit.packages import audit_package
+from common.audit.receipts import audit_receipt
 from common.audit.report import AuditReport
 from common.console import TerminalProgress, emit, emit_json, run_cli
 from common.errors import FormatError, UsageError
@@ -29,6 +30,7 @@ Examples:
   elmgrove-audit package packages/law-v1 --root root.pem
   elmgrove-audit log coordinator/log --root root.pem --since checkpoint.last-month
   elmgrove-audit model model --log coordinator/log --root root.pem
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem --log coordinator/log
 """
 _PACKAGE_EXAMPLES = """
 \b
@@ -48,6 +50,13 @@ _MODEL_EXAMPLES = """
 Examples:
   elmgrove-audit model model --log coordinator/log --root root.pem
   elmgrove-audit model model --log coordinator/log --root root.pem --json
+"""
+_RECEIPT_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem --log coordinator/log --package packages/law-v1
+  elmgrove-audit receipt law.tlog-proof --root root.pem --log coordinator/log --json
 """
 _EXIT_CODES = """
 \b
@@ -131,6 +140,21 @@ def log(folder: Path, root: Path, since: Path | None, *, as_json: bool) -> None:
 def model(folder: Path, root: Path, log: Path, at: datetime | None, *, as_json: bool) -> None:
     """Trace every tensor and router row of an assembled model to the anchor or to one signed expert."""
     report = audit_model(folder, _read_root(root), log=log, at=at, progress=TerminalProgress(quiet=as_json))
+    _finish(report, as_json=as_json)
+
+
+@audit.command(epilog=_RECEIPT_EXAMPLES)
+@click.argument("path", type=_FOLDER, metavar="FILE|DIR")
+@_common
+@click.option("--log", type=_FOLDER, metavar="DIR", help="The log's files: also check that today's log continues what the receipt shows.")
+@click.option("--package", type=_FOLDER, metavar="DIR", help="The package or anchor it is for: also check every byte of it.")
+def receipt(path: Path, root: Path, log: Path | None, package: Path | None, *, as_json: bool) -> None:
+    """Check a receipt that an owner kept: what the log promised, and which expert it stands for.
+
+    DIR is a receipt's folder from an owner's receipts/; FILE is the .tlog-proof of one, which needs --log. Without --log, the
+    log's key is taken from the founding's receipt beside it.
+    """
+    report = audit_receipt(path, _read_root(root), log=log, package=package, progress=TerminalProgress(quiet=as_json))
     _finish(report, as_json=as_json)
 
 

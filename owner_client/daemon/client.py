@@ -104,11 +104,6 @@ class Coordinator:
         """The entry at ``index``, proved under the newest checkpoint."""
         return cast("pb.Receipt", self._call(self._connection.log.Inclusion, pb.InclusionRequest(index=index)))
 
-    def entry(self, index: int) -> bytes | None:
-        """The bytes of one entry, or ``None`` beyond the end."""
-        reply: pb.EntriesReply = self._call(self._connection.log.Entries, pb.EntriesRequest(start=index, limit=1))
-        return reply.entries[0] if reply.entries else None
-
     def document(self, digest: str) -> bytes:
         """A document beside the log.
 
