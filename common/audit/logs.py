@@ -196,8 +196,10 @@ def expert_facts(audited: AuditedLog, expert: ExpertState) -> dict[str, object]:
         "owner": expert.owner,
         "manifest": expert.digest,
         "entry": expert.index,
+        "since": audited.entries[expert.index].time,
         "status": expert.status,
         "ended": expert.ended_index,
+        "ended_at": audited.entries[expert.ended_index].time if expert.ended_index is not None else None,
         "not_after": expert.manifest.not_after,
         "standing": audited.standing(expert),
     }
