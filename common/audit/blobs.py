@@ -6,12 +6,13 @@ A place is believed nothing: whoever reads from it compares every byte with a si
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import NotFoundError
+from common.errors import NotFoundError, StorageError
 from common.formats.manifest import MANIFEST_NAME, Manifest
 from common.weights.sources import Resolver, read_manifest
 
@@ -41,8 +42,8 @@ class BlobFolders:
         return lambda name: self._blob(digests[name])
 
     def _blob(self, digest: str) -> Path:
-        places = [store / _STORE / digest[:2] / digest for store in self.stores]
-        return next((place for place in places if place.is_file()), Path(digest))
+        places = [store / _STORE / digest[:2] / digest for store in self.stores] or [Path(_STORE) / digest[:2] / digest]
+        return next((place for place in places if place.is_file()), places[0])
 
     def full_matrices(self, digest: str) -> Path | None:
         """The file of a low-rank expert's full matrices, if one is here."""
@@ -55,19 +56,28 @@ def find_blobs(folders: Iterable[Path]) -> BlobFolders:
 
     Raises:
         NotFoundError: one does not exist, or none of them holds anything of the kind.
+        StorageError: one cannot be read.
         LayoutError, LimitError: a manifest is no regular file, or too large.
     """
     packages: dict[str, Path] = {}
     stores: list[Path] = []
     materialised: list[Path] = []
     for folder in folders:
-        if not folder.is_dir():
-            raise NotFoundError(f"There is no folder {folder}.")
+        places = (folder, *_inside(folder))
         stores += [place for place in (folder, folder / "blobs") if (place / _STORE).is_dir()]
         materialised += [place for place in (folder, folder / "materialised") if place.is_dir() and any(place.glob(f"*{_SUFFIX}"))]
-        for place in (folder, *sorted(folder.iterdir())):
+        for place in places:
             if (place / MANIFEST_NAME).is_file():
                 packages[hashlib.sha256(read_manifest(place)).hexdigest()] = place
     if not packages and not stores and not materialised:
         raise NotFoundError("None of the folders given with --blobs holds a package, an anchor or a coordinator's blobs.")
     return BlobFolders(packages, tuple(stores), tuple(materialised))
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"There is no folder {folder}.") from error
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {os.strerror(error.errno or 0)}.") from error
