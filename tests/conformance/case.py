@@ -38,5 +38,5 @@ def load(folder: Path) -> Case:
 
 
 def all_cases(kind: str) -> list[Case]:
-    """Every case below ``cases/`` or ``evil/``."""
+    """Every case below one of the folders of cases."""
     return [load(path.parent) for path in sorted((HERE / kind).glob("*/case.toml"))]

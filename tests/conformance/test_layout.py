@@ -7,7 +7,8 @@ import pytest
 from tests.conformance.case import HERE, Case, all_cases
 from tests.conformance.world import STEPS
 
-CASES = all_cases("cases") + all_cases("evil")
+KINDS = ("cases", "evil", "owner")
+CASES = [case for kind in KINDS for case in all_cases(kind)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -19,7 +20,7 @@ def test_a_case_is_well_formed(case: Case) -> None:
 
 
 def test_every_folder_is_a_case() -> None:
-    folders = [path for kind in ("cases", "evil") for path in (HERE / kind).iterdir()]
+    folders = [path for kind in KINDS for path in (HERE / kind).iterdir()]
     assert all([file.name for file in folder.iterdir()] == ["case.toml"] for folder in folders)
     assert len(folders) == len(CASES)
 

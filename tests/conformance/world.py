@@ -322,6 +322,15 @@ def edit_manifest(grove: TinyConsortium, folder: str, old: str, new: str, who: s
 
 
 @step
+def name_anchor(grove: TinyConsortium, folder: str, digest: str, who: str) -> None:
+    """Say that a package is for the anchor with this digest, and sign that."""
+    place = grove.folder / folder
+    old = parse_document(ExpertManifest, (place / "manifest.json").read_bytes())
+    expert_manifest_from(place, old.model_copy(update={"anchor": digest}))
+    sign(grove, folder, who)
+
+
+@step
 def recode_manifest(grove: TinyConsortium, folder: str, encoding: str, who: str) -> None:
     place = grove.folder / folder / "manifest.json"
     place.write_bytes(place.read_text().encode(encoding))

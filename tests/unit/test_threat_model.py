@@ -25,5 +25,5 @@ def test_a_guarantee_names_tests_that_exist(number: str, row: str) -> None:
     for name in tests:
         assert (ROOT / name).exists(), f"{number} names {name}, which does not exist"
     for name in cases:
-        places = [ROOT / "tests" / "conformance" / kind / name for kind in ("cases", "evil")]
+        places = [ROOT / "tests" / "conformance" / kind / name for kind in ("cases", "evil", "owner")]
         assert any(place.is_dir() for place in places), f"{number} names {name}, which does not exist"
