@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-run
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint fix bench bench-gpu experiment proto check-proto docs clean
+.PHONY: help install dev demo test conformance lint fix bench bench-gpu experiment proto check-proto docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | expand -t 14
@@ -37,6 +37,9 @@ demo: $(VENV)/.demo ## Run a whole consortium on this machine (DATA=DIR for your
 
 test: $(VENV)/.dev ## Run every test (ARGS="-k name" for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+conformance: $(VENV)/.dev ## Run the attacks of tests/conformance against the command lines
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance $(ARGS)
 
 lint: $(VENV)/.dev check-proto ## ruff, mypy, import contracts, generated code up to date
 	@$(BIN)/ruff check .

@@ -118,6 +118,11 @@ class Home:
         """The receipt of our own admission."""
         return self.receipts / "admitted"
 
+    @property
+    def founding_receipt(self) -> Path:
+        """The receipt of the consortium's founding, which names the log's key; the others can be checked with it and the root alone."""
+        return self.receipts / "founding"
+
     def anchor_receipt(self, digest: str) -> Path:
         """The receipt of a published anchor."""
         return self.receipts / "anchors" / digest

@@ -12,6 +12,8 @@ import click
 from common.audit.logs import audit_log, majority_policy, open_log
 from common.audit.models import audit_model
 from common.audit.packages import audit_package
+from common.audit.rebuild import audit_rebuild
+from common.audit.receipts import audit_receipt
 from common.audit.report import AuditReport
 from common.console import TerminalProgress, emit, emit_json, run_cli
 from common.errors import FormatError, UsageError
@@ -29,6 +31,8 @@ Examples:
   elmgrove-audit package packages/law-v1 --root root.pem
   elmgrove-audit log coordinator/log --root root.pem --since checkpoint.last-month
   elmgrove-audit model model --log coordinator/log --root root.pem
+  elmgrove-audit rebuild model --blobs coordinator/blobs --log coordinator/log --root root.pem --out again
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem --log coordinator/log
 """
 _PACKAGE_EXAMPLES = """
 \b
@@ -55,10 +59,24 @@ Examples:
   elmgrove-audit model model --log coordinator/log --root root.pem
   elmgrove-audit model model --log coordinator/log --root root.pem --json
 """
+_RECEIPT_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem
+  elmgrove-audit receipt receipts/experts/law-v1 --root root.pem --log coordinator/log --package packages/law-v1
+  elmgrove-audit receipt law.tlog-proof --root root.pem --log coordinator/log --json
+"""
+_REBUILD_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit rebuild model --blobs coordinator/blobs --log coordinator/log --root root.pem
+  elmgrove-audit rebuild model --blobs packages --blobs anchors/base --log coordinator/log --root root.pem --out again
+"""
 _EXIT_CODES = """
 \b
 Exit codes: 0 it holds; 2 the command line is wrong; 17 a file or folder is missing;
-20-24 malformed bytes or a folder with other files; 61 signature; 62 certificate;
+20-24 malformed bytes or a folder with other files; 53 a value is not finite;
+57 the bytes of an expert that left are gone; 61 signature; 62 certificate;
 63 signer; 64 digest; 65 log; 66 log contradicts an earlier checkpoint;
 67 not in the log; 68 revoked; 69 the model is not made of what it claims;
 74 too few witnesses have cosigned; 41 the address does not answer.
@@ -158,6 +176,43 @@ def policy(place: str, root: Path) -> None:
 def model(folder: Path, root: Path, log: Path, at: datetime | None, *, as_json: bool) -> None:
     """Trace every tensor and router row of an assembled model to the anchor or to one signed expert."""
     report = audit_model(folder, _read_root(root), log=log, at=at, progress=TerminalProgress(quiet=as_json))
+    _finish(report, as_json=as_json)
+
+
+@audit.command(epilog=_REBUILD_EXAMPLES)
+@click.argument("folder", type=_FOLDER, metavar="DIR")
+@_common
+@click.option("--log", type=_FOLDER, required=True, metavar="DIR", help="The log's files.")
+@click.option(
+    "--blobs",
+    type=_FOLDER,
+    required=True,
+    multiple=True,
+    metavar="DIR",
+    help="A coordinator's blobs, or a folder of packages and the anchor; may be given again.",
+)
+@click.option("--out", type=_FOLDER, metavar="DIR", help="Write the rebuilt model here; by default it is only compared.")
+def rebuild(folder: Path, root: Path, log: Path, blobs: tuple[Path, ...], out: Path | None, *, as_json: bool) -> None:
+    """Assemble a model again from its parts, and compare it with the log and the model.
+
+    Without --out nothing is written, whatever the model's size. The rows of a tuned router cannot be rebuilt; everything else is.
+    """
+    progress = TerminalProgress(quiet=as_json)
+    _finish(audit_rebuild(folder, _read_root(root), log=log, blobs=blobs, out=out, progress=progress), as_json=as_json)
+
+
+@audit.command(epilog=_RECEIPT_EXAMPLES)
+@click.argument("path", type=_FOLDER, metavar="FILE|DIR")
+@_common
+@click.option("--log", type=_FOLDER, metavar="DIR", help="The log's files: also check that today's log continues what the receipt shows.")
+@click.option("--package", type=_FOLDER, metavar="DIR", help="The package or anchor it is for: also check every byte of it.")
+def receipt(path: Path, root: Path, log: Path | None, package: Path | None, *, as_json: bool) -> None:
+    """Check a receipt that an owner kept: what the log promised, and which expert it stands for.
+
+    DIR is a receipt's folder from an owner's receipts/; FILE is the .tlog-proof of one, which needs --log. Without --log, the
+    log's key is taken from the founding's receipt beside it.
+    """
+    report = audit_receipt(path, _read_root(root), log=log, package=package, progress=TerminalProgress(quiet=as_json))
     _finish(report, as_json=as_json)
 
 

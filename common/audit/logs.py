@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,6 +19,7 @@ from common.audit.report import AuditReport
 from common.errors import FormatError, LogError, LogInconsistentError, NotFoundError
 from common.formats.entries import LogEntry, parse_entry
 from common.formats.fields import format_time, parse_time, utc_now
+from common.formats.layout import ROUTER_NAME
 from common.formats.limits import MAX_DOCUMENT_BYTES
 from common.formats.manifest import AnchorManifest
 from common.ledger.fold import fold
@@ -265,6 +266,9 @@ def _describe(report: AuditReport, audited: AuditedLog) -> None:
             report.note("owner", f"{owner.name} is revoked since {audited.place(owner.revoked_index)}")
     for expert in sorted(experts, key=lambda each: each.index):
         report.note("expert", f"{expert.name} version {expert.version} of {expert.owner}: {audited.standing(expert)}")
+    for copied, original in _copies(experts):
+        older = f"{original.name} version {original.version} of {original.owner}"
+        report.note("copy", f"{copied.name} version {copied.version} of {copied.owner} holds the same weights as {older}, which came first")
     report.facts |= {
         "consortium": state.consortium,
         "size": state.size,
@@ -284,6 +288,16 @@ def _describe(report: AuditReport, audited: AuditedLog) -> None:
     }
 
 
+def _copies(experts: Iterable[ExpertState]) -> Iterator[tuple[ExpertState, ExpertState]]:
+    """Experts whose matrices an expert of another owner had before, each with the first such."""
+    first: dict[tuple[str, ...], ExpertState] = {}
+    for expert in sorted(experts, key=lambda each: each.index):
+        weights = tuple(sorted(entry.sha256 for entry in expert.manifest.tensors if entry.file != ROUTER_NAME))
+        original = first.setdefault(weights, expert)
+        if original.owner != expert.owner:
+            yield expert, original
+
+
 def expert_facts(audited: AuditedLog, expert: ExpertState) -> dict[str, object]:
     """One version of an expert for the JSON form."""
     return {
@@ -292,8 +306,10 @@ def expert_facts(audited: AuditedLog, expert: ExpertState) -> dict[str, object]:
         "owner": expert.owner,
         "manifest": expert.digest,
         "entry": expert.index,
+        "since": audited.entries[expert.index].time,
         "status": expert.status,
         "ended": expert.ended_index,
+        "ended_at": audited.entries[expert.ended_index].time if expert.ended_index is not None else None,
         "not_after": expert.manifest.not_after,
         "standing": audited.standing(expert),
     }

@@ -7,7 +7,7 @@
 5. every byte of the folder is what the manifest says, and every router row is the one its expert's owner signed, unless the log says
    that the operator tuned the rows of this very model; then it is named as tuned, and its rows as the operator's
 6. index and tokenizer files follow from the anchor; ``config.json`` is exactly the one that the anchor's, a document of the log, gives
-7. what has become of the experts since, and which experts in force were left out, is reported; it is no fault
+7. what has become of its experts since, and which others are out, why and since when, is reported; it is no fault
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from common.weights.plan import ANCHOR_FILE, ROUTER_FILE
 from common.weights.sources import read_manifest
 from common.weights.template import CONFIG_NAME, check_template
 
-__all__ = ["audit_model"]
+__all__ = ["IdentifiedModel", "audit_model", "identify_model"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class IdentifiedModel:
     """A model whose manifest is signed and whose parts the log knows."""
 
     folder: Path
@@ -84,14 +84,15 @@ def audit_model(
         with report.checking("log"):  # 1
             audited = open_log(log, root, until=at)
         report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
-        model = _identify(report, audited, folder, root)  # 2 and 3
+        model = identify_model(report, audited, folder, root)  # 2 and 3
         _check_tensors(report, audited, model, progress)  # 4 and 5
         _check_files(report, audited, model)  # 6
         _report_experts(report, audited, model)  # 7
     return report
 
 
-def _identify(report: AuditReport, audited: AuditedLog, folder: Path, root: TrustRoot) -> _Model:
+def identify_model(report: AuditReport, audited: AuditedLog, folder: Path, root: TrustRoot) -> IdentifiedModel:
+    """Steps 2 and 3; a model that was never logged is a finding, and ``assembled`` is then None."""
     with report.checking("signature"):
         manifest = read_manifest(folder)
         digest = hashlib.sha256(manifest).hexdigest()
@@ -111,7 +112,7 @@ def _identify(report: AuditReport, audited: AuditedLog, folder: Path, root: Trus
         parts, experts = _parts(audited, signed.manifest)
     report.holds("parts", f"anchor {parts.anchor.name} and {len(experts)} experts, each signed by its owner and accepted by the log")
     report.facts |= {"manifest": digest, "anchor": signed.manifest.anchor, "anchor_name": parts.anchor.name, "top_k": signed.manifest.top_k}
-    return _Model(folder, signed, parts, experts, trace(parts), assembled, tuned)
+    return IdentifiedModel(folder, signed, parts, experts, trace(parts), assembled, tuned)
 
 
 def _logged_at(audited: AuditedLog, assembled: ModelState | None, tuned: TunedState | None) -> datetime:
@@ -148,7 +149,7 @@ def _parts(audited: AuditedLog, manifest: ModelManifest) -> tuple[Parts, tuple[E
     return Parts(anchor.manifest, operator_uri(state.consortium), pairs), tuple(experts)
 
 
-def _check_tensors(report: AuditReport, audited: AuditedLog, model: _Model, progress: ProgressSink) -> None:
+def _check_tensors(report: AuditReport, audited: AuditedLog, model: IdentifiedModel, progress: ProgressSink) -> None:
     manifest, traced = model.signed.manifest, model.traced
     shared = sum(tensor.file == ANCHOR_FILE for tensor in traced.values())
     routers = sum(tensor.file == ROUTER_FILE for tensor in traced.values())
@@ -189,7 +190,7 @@ def _report_tuning(report: AuditReport, audited: AuditedLog, tuned: TunedState, 
     }
 
 
-def _check_files(report: AuditReport, audited: AuditedLog, model: _Model) -> None:
+def _check_files(report: AuditReport, audited: AuditedLog, model: IdentifiedModel) -> None:
     manifest, parts = model.signed.manifest, model.parts
     report.outcome("other files", file_faults(manifest, parts, model.traced), "index and tokenizer are those that follow from the anchor")
     count = len(manifest.experts) + 1
@@ -205,32 +206,42 @@ def _check_files(report: AuditReport, audited: AuditedLog, model: _Model) -> Non
             raise ModelMismatchError(f"{CONFIG_NAME} is not the one that the anchor's configuration gives.")
 
 
-def _report_experts(report: AuditReport, audited: AuditedLog, model: _Model) -> None:
+def _report_experts(report: AuditReport, audited: AuditedLog, model: IdentifiedModel) -> None:
+    if model.assembled is not None:
+        report.note("assembled", f"{audited.place(model.assembled.index)}, from anchor {model.parts.anchor.name}")
+        report.facts["assembled_at"] = audited.entries[model.assembled.index].time
     listed = []
     for slot, expert in zip(model.signed.manifest.experts, model.experts, strict=True):
-        text = f"slot {slot.slot}: {slot.name} version {slot.version} of {slot.owner}, {audited.place(expert.index)}"
-        report.note("expert", f"{text}; now {audited.standing(expert)}")
+        text = f"slot {slot.slot}: {slot.name} version {slot.version} of {slot.owner}, since {audited.place(expert.index)}"
+        report.note("in", f"{text}; now {audited.standing(expert)}")
         listed.append({"slot": slot.slot, **expert_facts(audited, expert)})
     report.facts["experts"] = listed
-    out = _left_out(audited, model)
-    for expert in out:
-        report.note("left out", f"{expert.name} version {expert.version} of {expert.owner}, {audited.place(expert.index)}")
-    report.facts["left_out"] = [expert_facts(audited, expert) for expert in out]
+    left_out = []
+    for expert in _left_out(audited, model):
+        why = _why_out(audited, model, expert)
+        report.note("out", f"{expert.name} version {expert.version} of {expert.owner}: {why}")
+        left_out.append({"why": why, **expert_facts(audited, expert)})
+    report.facts["left_out"] = left_out
 
 
-def _left_out(audited: AuditedLog, model: _Model) -> list[ExpertState]:
-    """Experts for this anchor that were in force when the model was assembled and are not in it."""
-    if model.assembled is None:
-        return []
-    index, moment = model.assembled.index, model.assembled.assembled_at
+def _left_out(audited: AuditedLog, model: IdentifiedModel) -> list[ExpertState]:
+    """Every version of an expert that the log knows and the model does not hold, in log order."""
     inside = {expert.digest for expert in model.experts}
     versions = [version for each in audited.state.experts.values() for version in each]
-    return [
-        version
-        for version in sorted(versions, key=lambda each: each.index)
-        if version.digest not in inside
-        and version.manifest.anchor == model.signed.manifest.anchor
-        and version.index < index
-        and (version.ended_index is None or version.ended_index > index)
-        and (version.manifest.not_after is None or moment <= parse_time(version.manifest.not_after))
-    ]
+    return sorted((version for version in versions if version.digest not in inside), key=lambda each: each.index)
+
+
+def _why_out(audited: AuditedLog, model: IdentifiedModel, expert: ExpertState) -> str:
+    """Why the model could not hold it, or that it could have; and what became of it since the model was assembled."""
+    limit = expert.manifest.not_after
+    index = model.assembled.index if model.assembled is not None else audited.state.size
+    moment = model.assembled.assembled_at if model.assembled is not None else audited.state.time
+    if expert.index > index:
+        return f"accepted after the model was assembled, {audited.place(expert.index)}; {audited.standing(expert)}"
+    if expert.ended_index is not None and expert.ended_index < index:
+        return audited.standing(expert)
+    if expert.manifest.anchor != model.signed.manifest.anchor:
+        return f"for another anchor; {audited.standing(expert)}"
+    if limit is not None and moment > parse_time(limit):
+        return f"expired at {limit}"
+    return f"not included, though in force since {audited.place(expert.index)}; now {audited.standing(expert)}"

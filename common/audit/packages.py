@@ -20,6 +20,7 @@ from common.trust.certificates import TrustRoot
 from common.weights.manifests import check_anchor_files, check_expert_files
 from common.weights.packages import (
     Signed,
+    check_finite,
     check_folder_members,
     content_faults,
     read_bundle,
@@ -29,12 +30,12 @@ from common.weights.packages import (
 from common.weights.sources import in_folder, read_manifest
 from common.weights.template import check_template
 
-__all__ = ["audit_contents", "audit_package"]
+__all__ = ["FolderDocuments", "audit_contents", "audit_package", "read_documents", "verify_documents"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Documents:
-    """The two documents of a folder, unverified, and the kind that the manifest says it is."""
+class FolderDocuments:
+    """The two documents of a package or anchor, unverified, and the kind that the manifest says it is."""
 
     bundle: bytes
     manifest: bytes
@@ -42,10 +43,12 @@ class _Documents:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the manifest."""
         return hashlib.sha256(self.manifest).hexdigest()
 
     @property
     def document(self) -> str:
+        """SHA-256 of the signature, which is what the log names."""
         return hashlib.sha256(self.bundle).hexdigest()
 
 
@@ -76,32 +79,41 @@ def audit_package(
                 audited = open_log(log, root, until=at)
             report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
         with report.checking("signature"):
-            documents = _read(folder)
+            documents = read_documents(folder)
         logged = _find(report, audited, documents) if audited is not None else None
         moment = _moment(at, audited, logged)
         with report.checking("signature"):
-            signed = _verify(documents, root, moment)
+            signed = verify_documents(documents, root, moment)
         report.holds("signature", f"by {signed.signer.uri}, whose certificate was valid at {format_time(moment)}")
         report.facts |= _facts(signed)
         audit_contents(report, folder, signed.manifest, signed.signer.uri, progress=progress)
         with report.also_checking("form", "the files and tensors are those of its kind"):
             _check_form(signed.manifest, folder, audited)
+        if not report.faults:
+            with report.also_checking("values", "every value is a finite number"):
+                check_finite(signed.manifest, in_folder(folder))
         if audited is not None and logged is not None:
             _report_standing(report, audited, logged)
     return report
 
 
-def _read(folder: Path) -> _Documents:
+def read_documents(folder: Path) -> FolderDocuments:
+    """Read a folder's manifest and signature.
+
+    Raises:
+        NotFoundError, LayoutError, LimitError: one is missing, not a regular file, or too large.
+    """
     manifest = read_manifest(folder)
     try:
         document = loads_strict(manifest)
     except FormatError:
         document = None  # the signature will not cover these bytes, which is the better message
     is_anchor = isinstance(document, dict) and document.get("schema") == "elmgrove.anchor/v1"
-    return _Documents(bundle=read_bundle(folder), manifest=manifest, is_anchor=is_anchor)
+    return FolderDocuments(bundle=read_bundle(folder), manifest=manifest, is_anchor=is_anchor)
 
 
-def _verify(documents: _Documents, root: TrustRoot, moment: datetime) -> Signed[Manifest]:
+def verify_documents(documents: FolderDocuments, root: TrustRoot, moment: datetime) -> Signed[Manifest]:
+    """Verify them as of ``moment``; errors as ``common.weights.packages.verify_expert_documents``."""
     if documents.is_anchor:
         return verify_anchor_documents(documents.bundle, documents.manifest, root, at=moment)
     return verify_expert_documents(documents.bundle, documents.manifest, root, at=moment)
@@ -115,7 +127,7 @@ def _moment(at: datetime | None, audited: AuditedLog | None, logged: AnchorState
     return at or utc_now()
 
 
-def _find(report: AuditReport, audited: AuditedLog, documents: _Documents) -> AnchorState | ExpertState | None:
+def _find(report: AuditReport, audited: AuditedLog, documents: FolderDocuments) -> AnchorState | ExpertState | None:
     """The log's record of this package: by its signature, else by its manifest, so that a changed signature is named as such."""
     state = audited.state
     versions = [version for each in state.experts.values() for version in each]

@@ -134,7 +134,8 @@ def plan_assembly(
         experts: slots 1, 2, ... in this order; may be empty.
         top_k: experts active for each token, the anchor's counted.
         licence: of the assembled model, for its manifest.
-        materialised: where the full matrices of each low-rank expert lie, by the expert's digest (``common/lowrank`` writes them).
+        materialised: where the full matrices of each low-rank expert lie, by the expert's digest: in a file that ``common/lowrank``
+            wrote, or in that expert's file of a model. Their bytes are compared with the digests that the expert's owner signed.
 
     Returns:
         The plan; the same sources in the same order give an equal plan wherever their files lie.
@@ -154,7 +155,7 @@ def plan_assembly(
     weights = _tensors(anchor, anchor_weight_files(entry.name for entry in anchor.manifest.files), "the anchor")
     tensor_files = [_tensor_file(ANCHOR_FILE, 0, weights)]
     for slot, source in zip(slots, experts, strict=True):
-        tensor_files.append(_tensor_file(expert_file(slot), slot.slot, _expert_tensors(source, anchor.manifest, materialised or {})))
+        tensor_files.append(_tensor_file(expert_file(slot), slot.slot, _expert_tensors(source, slot, anchor.manifest, materialised or {})))
     tensor_files.append(_router_file([anchor_rows, *rows], anchor.manifest.architecture.num_hidden_layers))
     config = flex_olmo_config(loads_config(_read_checked(anchor, CONFIG_NAME)), num_experts=len(experts) + 1, top_k=top_k)
     placed = [(span, file.name) for file in tensor_files for span in file.tensors]
@@ -213,26 +214,26 @@ def _tensors(source: Source[ManifestT], files: Iterable[str], origin: str) -> di
     return found
 
 
-def _expert_tensors(source: ExpertSource, anchor: AnchorManifest, materialised: Mapping[str, Path]) -> dict[str, _Tensor]:
-    """An expert's FFN matrices, in the order in which they lie: in its parts or, of low rank, in the file made from them."""
+def _expert_tensors(source: ExpertSource, slot: ExpertSlot, anchor: AnchorManifest, materialised: Mapping[str, Path]) -> dict[str, _Tensor]:
+    """An expert's FFN matrices: in the order in which they lie in its parts or, of low rank, layer by layer."""
     if not isinstance(source.manifest.kind, LowRankKind):
         return _tensors(source, expert_parts(entry.name for entry in source.manifest.files), _origin(source))
     path = materialised.get(source.digest)
     if path is None:
         raise UsageError(f"Expert {source.manifest.name} is of low rank and must be materialised before it is assembled.")
     wanted = expert_ffn(source.manifest, anchor)
-    spans = read_header(path).tensors
-    if {(span.name, span.dtype, span.shape) for span in spans} != {(e.name, e.dtype, e.shape) for e in wanted.values()}:
+    spans = {span.name: span for span in read_header(path).tensors}
+    by_model = {model_tensor_name(name, slot.slot): name for name in wanted}
+    if spans.keys() == by_model.keys():
+        spans = {by_model[name]: span for name, span in spans.items()}
+    if {(name, span.dtype, span.shape) for name, span in spans.items()} != {(e.name, e.dtype, e.shape) for e in wanted.values()}:
         raise DigestError(f"The materialised file of {_origin(source)} does not hold the matrices that its manifest names; remove {path}.")
     origin = f"materialised {_origin(source)}"
-    return {
-        span.name: _Tensor(
-            span.dtype,
-            span.shape,
-            Piece(path, span.start, span.end - span.start, wanted[span.name].sha256, f"tensor {span.name} of {origin}"),
-        )
-        for span in spans
-    }
+    found: dict[str, _Tensor] = {}
+    for name, entry in wanted.items():
+        start, end = spans[name].start, spans[name].end
+        found[name] = _Tensor(entry.dtype, entry.shape, Piece(path, start, end - start, entry.sha256, f"tensor {name} of {origin}"))
+    return found
 
 
 def _tensor_file(name: str, slot: int, tensors: dict[str, _Tensor]) -> OutputFile:

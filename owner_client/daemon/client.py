@@ -110,11 +110,6 @@ class Coordinator:
         """The entry at ``index``, proved under the newest checkpoint."""
         return cast("pb.Receipt", self._call(self._connection.log.Inclusion, pb.InclusionRequest(index=index)))
 
-    def entry(self, index: int) -> bytes | None:
-        """The bytes of one entry, or ``None`` beyond the end."""
-        reply: pb.EntriesReply = self._call(self._connection.log.Entries, pb.EntriesRequest(start=index, limit=1))
-        return reply.entries[0] if reply.entries else None
-
     def entries(self, start: int, limit: int) -> list[bytes]:
         """Entries from ``start`` on, at most ``limit`` and at most what one message holds; none beyond the end.
 

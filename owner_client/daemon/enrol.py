@@ -103,9 +103,10 @@ def join_consortium(home: Home, invitation: Invitation, passphrase: bytes | None
             transport=own_certificate(reply.transport_certificate_der, root, "transport", config.uri, keys.transport),
         )
         # (4) the log
-        receipt = _check_admission(config, root, keys, certificates, reply.receipt)
+        receipt, founding = _check_admission(config, root, keys, certificates, reply.receipt)
         # (5) the home
         _fill(aside, home, config, root, certificates, receipt)
+        store_receipt(Home(aside).founding_receipt, founding)
     return Enrolment(config, certificates.signing.not_valid_after_utc, certificates.transport.not_valid_after_utc, receipt)
 
 
@@ -171,13 +172,13 @@ def own_certificate(
 
 def _check_admission(
     config: OwnerConfig, root: TrustRoot, keys: NewKeys, certificates: _Certificates, answer: pb.Receipt
-) -> CheckedReceipt:
-    """Step 4: the receipt, the founding entry and the logged statement of our admission."""
+) -> tuple[CheckedReceipt, CheckedReceipt]:
+    """Step 4: the receipt, the founding entry and the logged statement of our admission. Returns the receipts of admission and founding."""
     identity = ClientIdentity(private_key_pem(keys.transport, None), certificates.transport.public_bytes(Encoding.PEM))
     entry = parse_entry(answer.entry)
     with Coordinator(config.coordinator, root, identity) as coordinator:
         document = coordinator.document(entry.document)
-        _check_founding(config, root, coordinator)
+        founding = _check_founding(config, root, coordinator)
     receipt = check_receipt(
         answer.entry, answer.tlog_proof, Claim("owner-admitted", f"owner/{config.owner}", document), config.pinned.log_key
     )
@@ -189,17 +190,21 @@ def _check_admission(
         raise LogError(
             "The log lists other certificates in our name than the ones we were given. Do not use this consortium; ask its operator."
         )
-    return receipt
+    return receipt, founding
 
 
-def _check_founding(config: OwnerConfig, root: TrustRoot, coordinator: Coordinator) -> None:
-    raw = coordinator.entry(0)
-    if raw is None:
-        raise LogError("The log is empty, although it should hold the founding of the consortium.")
-    entry = parse_entry(raw)
-    founded = operator_says(coordinator.document(entry.document), root, config, parse_time(entry.time))
+def _check_founding(config: OwnerConfig, root: TrustRoot, coordinator: Coordinator) -> CheckedReceipt:
+    answer = coordinator.inclusion(0)
+    entry = parse_entry(answer.entry)
+    document = coordinator.document(entry.document)
+    claim = Claim("consortium-founded", f"consortium/{config.consortium}", document)
+    receipt = check_receipt(answer.entry, answer.tlog_proof, claim, config.pinned.log_key)
+    founded = operator_says(document, root, config, parse_time(entry.time))
+    if receipt.index != 0:
+        raise LogError("The founding of the consortium is not the log's first entry.")
     if not isinstance(founded, ConsortiumFounded) or founded.log_key != config.pinned.log_key or founded.root != b64encode(root.der):
         raise LogError("The consortium was founded with another root or log key than we were given.")
+    return receipt
 
 
 def operator_says(document: bytes, root: TrustRoot, config: OwnerConfig, at: datetime) -> Statement:

@@ -1,4 +1,4 @@
-"""Receipts: what the log promised us, checked under the pinned log key and kept as plain files (``docs/formats.md``, section 10).
+"""Receipts: what the log promised us, checked under the pinned log key and kept as plain files (``docs/formats.md``, section 8).
 
 A receipt is a folder of three files: the entry, the C2SP ``tlog-proof`` of its inclusion, and the signed document it stands for.
 Whoever has the log's key can check them without us and without the coordinator.

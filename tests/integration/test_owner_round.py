@@ -15,6 +15,8 @@ import pytest
 
 from common.translog.cosignature import witness_name
 from tests.support.owner_world import CONSORTIUM, ROOT, TINY, Owner, World, environment, free_port, running
+from tests.support.programs import run as run_program
+from tests.support.programs import run_json
 from tests.support.tiny_manifests import expert_manifest
 
 
@@ -106,6 +108,17 @@ def test_push_then_supersede_then_withdraw(owner: Owner, world: World, anchor: s
     owner.run("withdraw", "unheard-of", "--yes", expect=17)
     owner.run("train", "--data", "x", "--name", "letters", expect=57)
     owner.run("train", "--data", "x", "--name", "letters", "--offline", expect=57)
+
+
+def test_an_auditor_checks_the_receipts_that_an_owner_keeps(owner: Owner, world: World, anchor: str) -> None:
+    package = owner.package("ballads", anchor)
+    owner.run("push", "ballads", "--yes")
+    root, kept = owner.home / "root.pem", owner.home / "receipts"
+    for receipt in (kept / "founding", kept / "admitted", kept / "experts" / "ballads-v1"):
+        assert "It holds." in run_program("audit", "receipt", receipt, "--root", root).stdout
+    options = ["--log", world.home.log, "--package", package]
+    found = run_json("audit", "receipt", kept / "experts" / "ballads-v1", "--root", root, *options)
+    assert (found["about"], found["expert"]["standing"]) == ("expert/ballads@1", "in force")
 
 
 def test_push_asks_before_it_sends(owner: Owner, world: World, anchor: str) -> None:

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from common.formats.entries import LogEntry, encode_entry
+from common.formats.entries import LogEntry, encode_entry, parse_entry
 from common.formats.fields import format_time, operator_uri, owner_uri
 from common.formats.manifest import AnchorManifest, ExpertManifest, ModelManifest
 from common.formats.statements import (
@@ -31,8 +31,9 @@ from common.formats.statements import (
 )
 from common.formats.strictjson import b64encode, parse_document
 from common.translog.checkpoint import Checkpoint, log_origin, sign_checkpoint
-from common.translog.merkle import leaf_hash, nodes_of, root_hash
+from common.translog.merkle import inclusion_proof, leaf_hash, nodes_of, root_hash
 from common.translog.note import encode_vkey
+from common.translog.proof import encode_receipt
 from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, encode_entries, entries_path, tile_path, tiles_for
 from common.trust.certificates import TrustRoot, issue_leaf, issue_root
 from common.trust.keys import generate_log_key, generate_signing_key
@@ -136,6 +137,16 @@ class TinyConsortium:
         """The signed note for the first ``size`` entries."""
         hashes = [leaf_hash(entry) for entry in self.entries[:size]]
         return sign_checkpoint(Checkpoint(origin=self.origin, size=len(hashes), root=root_hash(hashes)), self.log_key)
+
+    def receipt(self, index: int, folder: Path) -> Path:
+        """What an owner keeps of the entry at ``index`` now: its receipt's three files."""
+        raw = self.entries[index]
+        hashes = [leaf_hash(entry) for entry in self.entries]
+        proof = inclusion_proof(index, len(hashes), nodes_of(hashes))
+        self._put(folder / "entry.json", raw)
+        self._put(folder / "receipt.tlog-proof", encode_receipt(index, proof, self.checkpoint()))
+        self._put(folder / "document.json", self.documents[parse_entry(raw).document])
+        return folder
 
     @staticmethod
     def _put(path: Path, content: bytes) -> None:

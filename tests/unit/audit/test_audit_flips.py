@@ -11,12 +11,14 @@ import pytest
 from common.audit.logs import audit_log
 from common.audit.models import audit_model
 from common.audit.packages import audit_package
+from common.audit.rebuild import audit_rebuild
+from common.audit.receipts import audit_receipt
 from common.audit.report import AuditReport
 from common.errors import ElmgroveError
 from common.trust.certificates import TrustRoot
 from tests.support.tiny_consortium import TinyConsortium
 
-CASES = 40  # flips of each kind of thing; every file gets some
+CASES = 60  # flips of each kind of thing, ten kinds in all; every file gets some
 
 
 def flips(files: list[Path], seed: int) -> Iterator[tuple[str, Path]]:
@@ -70,6 +72,33 @@ def test_in_a_log(honest: TinyConsortium, copy: Path) -> None:
 
 def test_in_a_log_under_a_model(honest: TinyConsortium, copy: Path) -> None:
     must_all_be_found(all_files(copy / "log"), lambda: audit_model(copy / "model", honest.root, log=copy / "log"), 6)
+
+
+def test_in_the_manifests(honest: TinyConsortium, copy: Path) -> None:
+    """Alone, since in the whole folders only a few flips fall into them."""
+    for seed, folder in enumerate(("packages/law-v1", "anchor", "model"), 10):
+        files = [copy / folder / "manifest.json", copy / folder / "model.sig"]
+        if folder == "model":
+            must_all_be_found(files, lambda: audit_model(copy / "model", honest.root, log=copy / "log"), seed)
+        else:
+            must_all_be_found(files, lambda place=copy / folder: audit_package(place, honest.root, at=honest.now), seed)  # type: ignore[misc]
+
+
+def test_in_a_receipt(honest: TinyConsortium, copy: Path) -> None:
+    honest.receipt(0, copy / "founding")
+    kept = honest.receipt(5, copy / "kept")
+    must_all_be_found([*all_files(kept), *all_files(copy / "founding")], lambda: audit_receipt(kept, honest.root), 8)
+
+
+def test_in_the_parts_that_a_model_is_rebuilt_from(honest: TinyConsortium, copy: Path) -> None:
+    """Only bytes that go into a model: a manifest, a signature or a privacy report that lies there is not read, the log's are."""
+    packages = [copy / "packages" / name for name in ("law-v1", "medicine-v1")]
+    files = [path for folder in packages for path in folder.glob("*.safetensors")] + [*(copy / "anchor").glob("model*.safetensors")]
+
+    def audit() -> AuditReport:
+        return audit_rebuild(copy / "model", honest.root, log=copy / "log", blobs=[*packages, copy / "anchor"])
+
+    must_all_be_found(sorted(files), audit, 9)
 
 
 def test_in_the_root_certificate(honest: TinyConsortium, copy: Path) -> None:

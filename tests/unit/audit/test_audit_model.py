@@ -106,6 +106,34 @@ def test_what_became_of_its_experts_is_reported_and_no_fault(honest: TinyConsort
     assert "withdrawn" not in before.as_text()
 
 
+def test_what_is_out_is_said_with_the_reason_and_since_when(tmp_path: Path) -> None:
+    grove = TinyConsortium(tmp_path / "grove")
+    for owner in ("anna", "bert", "cara", "dora"):
+        grove.admit(owner)
+    grove.publish_anchor()
+    law, medicine = grove.contribute("anna", "law"), grove.contribute("bert", "medicine")
+    grove.contribute("cara", "chess")
+    grove.contribute("dora", "music")
+    grove.withdraw("bert", medicine)
+    grove.revoke("dora")
+    digest = hashlib.sha256((law / "manifest.json").read_bytes()).hexdigest()
+    newer = grove.contribute("anna", "law", version=2, supersedes=digest)
+    grove.assemble(newer, out="model")
+    grove.contribute("cara", "poems")
+    report = audit(grove, grove.folder / "model")
+    assert not report.faults
+    out = {(each["name"], each["version"]): each["why"] for each in report.as_json()["left_out"]}  # type: ignore[attr-defined]
+    times = [json.loads(entry)["time"] for entry in grove.entries]
+    assert out == {
+        ("law", 1): f"superseded since entry 12 ({times[12]})",
+        ("medicine", 1): f"withdrawn since entry 10 ({times[10]})",
+        ("chess", 1): f"not included, though in force since entry 8 ({times[8]}); now in force",
+        ("music", 1): f"revoked since entry 11 ({times[11]})",
+        ("poems", 1): f"accepted after the model was assembled, entry 14 ({times[14]}); in force",
+    }
+    assert f"entry 13 ({times[13]}), from anchor base" in report.as_text()
+
+
 def test_a_model_without_experts_holds(grove: TinyConsortium) -> None:
     report = audit(grove, grove.assemble(out="alone", top_k=1))
     assert not report.faults

@@ -18,13 +18,14 @@ from common.errors import AlreadyExistsError, DigestError, ElmgroveError, Storag
 from common.formats.layout import INDEX_NAME, ROUTER_NAME, dense_ffn_name, expert_ffn_name, router_row_name
 from common.formats.manifest import ModelManifest
 from common.formats.strictjson import parse_document
-from common.weights.assembly import AnchorSource, ExpertSource, anchor_source, expert_source, plan_assembly, write_assembly
+from common.weights.assembly import AnchorSource, ExpertSource, anchor_source, digest_assembly, expert_source, plan_assembly, write_assembly
 from common.weights.contents import content_faults
 from common.weights.copying import COPY_METHODS, copy_range
 from common.weights.parallel import Meter
 from common.weights.sources import in_folder
 from tests.support import tiny_weights
-from tests.support.tiny_manifests import anchor_manifest, make_anchor, make_expert
+from tests.support.owner_world import write_cheap_anchor, write_cheap_expert
+from tests.support.tiny_manifests import anchor_manifest, expert_manifest, make_anchor, make_expert
 from tests.support.tiny_weights import TINY, TinyShape, read_safetensors
 
 ROOT = Path(__file__).parents[3]
@@ -365,3 +366,33 @@ def test_only_documented_errors_for_unreadable_sources(tmp_path: Path, anchor: A
     (tmp_path / "law" / "part-0000.safetensors").unlink()
     with pytest.raises(ElmgroveError):
         plan_assembly(anchor, [law], 1, "MIT")
+
+
+def test_the_manifest_is_known_without_writing_the_model(tmp_path: Path, anchor: AnchorSource) -> None:
+    plan = plan_assembly(anchor, experts_of(tmp_path, anchor, "law", "medicine", parts=2), 2, "Apache-2.0")
+    before = sorted(tmp_path.rglob("*"))
+    raw = digest_assembly(plan)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert raw == write_assembly(plan, tmp_path / "out")
+
+
+def test_the_manifest_of_files_of_several_chunks_is_known_too(tmp_path: Path) -> None:
+    shape = TinyShape(hidden=512, inner=2048, layers=2, vocab=64)
+    write_cheap_anchor(tmp_path / "anchor", shape)
+    tiny_weights.write_anchor_files(tmp_path / "small", TinyShape(hidden=512, inner=4, layers=2, vocab=4), moments=False)
+    shutil.copy(tmp_path / "small" / ROUTER_NAME, tmp_path / "anchor" / ROUTER_NAME)
+    anchor = anchor_source(anchor_manifest(tmp_path / "anchor"), tmp_path / "anchor")
+    write_cheap_expert(tmp_path / "law", shape, seed=3)
+    expert = expert_source(expert_manifest(tmp_path / "law", anchor.digest, name="law"), tmp_path / "law")
+    plan = plan_assembly(anchor, [expert], 2, "Apache-2.0")
+    raw = digest_assembly(plan)
+    assert [len(entry.chunks) for entry in parse_document(ModelManifest, raw).files if entry.size > 2**24] == [2, 2]
+    assert raw == write_assembly(plan, tmp_path / "out")
+
+
+def test_a_changed_source_is_named_without_writing_too(tmp_path: Path, anchor: AnchorSource) -> None:
+    experts = experts_of(tmp_path, anchor, "law")
+    part = tmp_path / "law" / "part-0000.safetensors"
+    part.write_bytes(part.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(DigestError, match=r"down_proj\.weight of expert law version 1"):
+        digest_assembly(plan_assembly(anchor, experts, 1, "Apache-2.0"))
