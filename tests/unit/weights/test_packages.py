@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.audit.packages import audit_package
 from common.errors import (
     CertificateError,
     DigestError,
@@ -234,6 +236,34 @@ def test_a_privacy_report_must_be_an_object(grove: TinyConsortium, tmp_path: Pat
     (tmp_path / "p" / "privacy.json").write_text("[]")
     with pytest.raises(FormatError, match=r"privacy\.json"):
         expert_manifest(tmp_path / "p", grove.anchor_digest, name="law")
+
+
+@pytest.fixture
+def contradictory(grove: TinyConsortium, package: Path) -> Path:
+    """The owner signs a manifest that gives one tensor another digest than its bytes have; everything else is as it must be."""
+    manifest = json.loads((package / "manifest.json").read_bytes())
+    entry = next(entry for entry in manifest["tensors"] if entry["name"] == NAME)
+    entry["sha256"] = "0" * 64
+    (package / "manifest.json").write_text(json.dumps(manifest))
+    (package / "model.sig").unlink()
+    anna = grove.owners["anna"]
+    (package / "model.sig").write_bytes(sign_folder(package, anna.key, anna.certificate))
+    return package
+
+
+def test_a_signed_tensor_table_is_compared_with_the_bytes_where_it_is_relied_on(grove: TinyConsortium, contradictory: Path) -> None:
+    """The files are the owner's, so verification holds; what a table of false digests cannot do is pass admission."""
+    assert verify_package(contradictory, grove.root, at=grove.now).manifest.name == "law"
+    with pytest.raises(DigestError, match=f"Tensor {NAME} of part-0001.safetensors differs"):
+        verify_package(contradictory, grove.root, at=grove.now, tensors=True)
+
+
+def test_the_auditor_finds_a_false_tensor_table_when_asked_for_tensors(grove: TinyConsortium, contradictory: Path) -> None:
+    assert audit_package(contradictory, grove.root, at=grove.now).faults == []
+    report = audit_package(contradictory, grove.root, at=grove.now, tensors=True)
+    assert [str(fault) for fault in report.faults] == [
+        f"Tensor {NAME} of part-0001.safetensors differs from the one elmgrove://grove/owners/anna signed."
+    ]
 
 
 def test_nan_in_a_package_is_named(grove: TinyConsortium, package: Path) -> None:
