@@ -85,7 +85,9 @@ _SETTING_OPTIONS = (
     ),
     _setting(_MACHINE, "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
     _setting(_MACHINE, "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Type to compute in."),
-    _setting(_MACHINE, "--compile/--no-compile", "compile", help="Compile with torch.compile. [default: on a GPU, or in long runs]"),
+    _setting(
+        _MACHINE, "--compile/--no-compile", "compile", help="Compile with torch.compile. [default: on a GPU, or in long runs]"
+    ),
     _setting(
         _MACHINE,
         "--checkpoint-layers/--keep-activations",
