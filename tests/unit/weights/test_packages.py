@@ -277,11 +277,21 @@ def test_nan_in_a_package_is_named(grove: TinyConsortium, package: Path) -> None
         check_finite(manifest, in_folder(package))
 
 
-def test_the_stock_tool_accepts_packages_anchors_and_models(grove: TinyConsortium, package: Path) -> None:
+@pytest.mark.parametrize("kind", ["package", "anchor", "model", "tuned model"])
+def test_the_stock_tool_accepts_every_kind_of_folder_and_refuses_it_with_one_bit_changed(
+    grove: TinyConsortium, package: Path, tmp_path: Path, kind: str
+) -> None:
+    """As it is run by a person: the installed program, in a process of its own."""
     pytest.importorskip("model_signing")
-    model = grove.assemble(package, out="stock", log=False)
-    for folder in (package, grove.anchor, model):
-        command = [sys.executable, "-m", "model_signing", "verify", "certificate", str(folder)]
-        command += ["--signature", str(folder / "model.sig"), "--certificate_chain", str(grove.root_pem)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    made = {"package": lambda: package, "anchor": lambda: grove.anchor, "model": lambda: grove.assemble(package, out="stock", log=False)}
+    made["tuned model"] = lambda: grove.tune(grove.assemble(package, out="untuned", log=False), out="tuned", log=False)
+    folder = Path(shutil.copytree(made[kind](), tmp_path / "folder"))
+    command = [sys.executable, "-W", "ignore", "-m", "model_signing", "verify", "certificate", str(folder)]
+    command += ["--signature", str(folder / "model.sig"), "--certificate_chain", str(grove.root_pem)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    largest = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    raw = largest.read_bytes()
+    largest.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "mismatch" in done.stderr.lower()) == (1, True), done.stdout + done.stderr
