@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import CertificateError, ElmgroveError, FormatError, LayoutError, LimitError, SignatureError, SignerError
+from common.formats.limits import MAX_FILES
 from common.formats.statements import STATEMENT_PAYLOAD_TYPE, OwnerRevoked
 from common.formats.strictjson import canonical_bytes
 from common.trust.certificates import issue_leaf
@@ -277,6 +278,7 @@ SERIAL = ("predicate", "serialization")
 TRICKS: list[tuple[str, Callable[[dict[str, Any]], object], type[ElmgroveError], str]] = [
     ("everything ignored", lambda s: (_resources()(s), _set(*SERIAL, "ignore_paths", value=["."])(s)), FormatError, "resources"),
     ("no resources", _resources(), FormatError, "resources"),
+    ("too many resources", _resources(*(_file(f"f{at:05d}") for at in range(MAX_FILES + 1))), FormatError, "resources"),
     ("folder ignored", _set(*SERIAL, "ignore_paths", value=["."]), SignatureError, "leaves out files"),
     ("weights ignored", _set(*SERIAL, "ignore_paths", value=["part-0000.safetensors"]), SignatureError, "leaves out files"),
     ("weights ignored among honest names", _set(*SERIAL, "ignore_paths", value=[".git", "./manifest.json"]), SignatureError, "leaves out"),
