@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,11 @@ from common.errors import CertificateError, SignatureError
 from common.formats.fields import utc_now
 from common.trust.certificates import TrustRoot, issue_leaf, issue_root
 from common.trust.keys import generate_signing_key, private_key_pem
-from common.trust.oms import sign_folder, sign_resources, verify_bundle
+from common.trust.oms import sign_resources, verify_bundle
+from coordinator.usecases.assemble import assemble_model
+from tests.support.coordinator_world import Grove
+from tests.support.signing import sign_folder
+from tests.support.stock_tool import stock_verify
 from tests.unit.trust.pki import der
 
 
@@ -94,11 +99,6 @@ def test_what_we_sign_the_stock_tool_accepts_and_a_changed_file_it_refuses(packa
     assert not package.stock_accepts()
 
 
-def test_what_we_sign_from_digests_alone_is_the_same_signature(package: Package) -> None:
-    by_digest = sign_resources(package.digests, "moss", package.key, package.leaf)
-    assert by_digest == sign_folder(package.folder, package.key, package.leaf)
-
-
 @pytest.mark.parametrize("options", [(), ("--no-ignore-git-paths",)])
 def test_what_the_stock_tool_signs_in_the_folder_we_accept(package: Package, options: tuple[str, ...]) -> None:
     verified = verify_bundle(package.stock_sign(options=options), package.root, at=package.now)
@@ -139,3 +139,23 @@ def test_a_signature_by_a_certificate_that_has_expired_is_refused(package: Packa
     verify_bundle(package.signature.read_bytes(), package.root, at=later)
     with pytest.raises(CertificateError, match="had expired"):
         verify_bundle(package.signature.read_bytes(), package.root, at=later.replace(year=later.year + 1))
+
+
+def test_a_model_that_a_coordinator_assembled_and_what_an_owner_pulls_are_accepted(tmp_path: Path) -> None:
+    """Not the tests' own signatures: what ``publish_anchor`` and ``assemble_model`` write, laid out as their readers get them."""
+    world = Grove(tmp_path)
+    try:
+        anchor = world.publish()
+        anna = world.join("anna")
+        world.push(anna, anna.package(tmp_path / "tides", anchor))
+        assemble_model(world.coordinator, tmp_path / "model")
+        state, pulled = world.coordinator.ledger.state(), tmp_path / "pulled"
+        pulled.mkdir()
+        (pulled / "model.sig").write_bytes((world.home.log / "documents" / state.anchors[anchor].document).read_bytes())
+        (pulled / "manifest.json").write_bytes((world.home.log / "documents" / anchor).read_bytes())
+        for entry in state.anchors[anchor].manifest.files:
+            shutil.copy(world.coordinator.blobs.path(entry.sha256), pulled / entry.name)
+        assert all(stock_verify(folder, world.home.root).accepted for folder in (pulled, tmp_path / "tides", tmp_path / "model"))
+        assert not stock_verify(tmp_path / "model", world.home.root, signature=pulled / "model.sig").accepted
+    finally:
+        world.close()

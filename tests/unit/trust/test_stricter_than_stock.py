@@ -27,7 +27,7 @@ from common.errors import CertificateError, DigestError, ElmgroveError, FormatEr
 from common.trust.certificates import TrustRoot, issue_root
 from common.trust.envelope import pre_authentication_encoding
 from common.trust.keys import generate_signing_key
-from common.trust.oms import OMS_PAYLOAD_TYPE, sign_folder
+from common.trust.oms import OMS_PAYLOAD_TYPE
 from common.weights.packages import verify_package
 from tests.support.stock_tool import stock_verify
 from tests.support.tiny_consortium import TinyConsortium
@@ -482,8 +482,6 @@ def test_linked_folder(grove: TinyConsortium, package: Path) -> None:
     (package / "sub").symlink_to(package.parent / "elsewhere")
     with pytest.raises(LayoutError, match="'sub', which is not a regular file"):
         verify_package(package, grove.root, at=grove.now)
-    with pytest.raises(LayoutError, match="sub is not a regular file"):
-        sign_folder(package, grove.owners["anna"].key, grove.owners["anna"].certificate)
 
 
 def test_another_consortiums_root(grove: TinyConsortium, package: Path, tmp_path: Path) -> None:

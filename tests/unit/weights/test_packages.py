@@ -25,7 +25,6 @@ from common.errors import (
 from common.formats.layout import dense_ffn_name
 from common.formats.manifest import ExpertManifest
 from common.formats.strictjson import parse_document
-from common.trust.oms import sign_folder
 from common.weights.packages import (
     check_contents,
     check_finite,
@@ -37,6 +36,7 @@ from common.weights.packages import (
     verify_package,
 )
 from common.weights.sources import in_folder
+from tests.support.signing import sign_folder
 from tests.support.tiny_consortium import TinyConsortium
 from tests.support.tiny_manifests import expert_manifest
 from tests.support.tiny_weights import read_safetensors, write_expert_files, write_safetensors
