@@ -17,6 +17,8 @@ BENCHMARKS = {
     "assembly_vs_cp": "tests.bench.assembly:assembly_vs_cp",
     "assembly_rss_mb": "tests.bench.assembly:assembly_rss_mb",
     "verify_vs_sha256": "tests.bench.verify:verify_vs_sha256",
+    "verify_vs_model_signing": "tests.bench.verify:verify_vs_model_signing",
+    "sign_vs_model_signing": "tests.bench.verify:sign_vs_model_signing",
     "materialise_vs_blas": "tests.bench.lowrank:materialise_vs_blas",
     "train_vs_transformers": "tests.bench.train:train_vs_transformers",
     "train_vs_transformers_bf16": "tests.bench.train:train_vs_transformers_bf16",
