@@ -407,6 +407,14 @@ class ModelMismatchError(VerificationError):
     public = "The model is not made of what it claims."
 
 
+class QuorumError(VerificationError):
+    """A checkpoint lacks the cosignatures that a policy asks for."""
+
+    exit_code = 74
+    code = "quorum"
+    public = "Too few witnesses have cosigned."
+
+
 class InterruptedByUserError(ElmgroveError):
     """Ctrl-C or SIGTERM; what was finished is kept and the command can be run again."""
 

@@ -8,14 +8,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 from common.errors import AlreadyExistsError, StorageError, UsageError
 
-__all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "scratch_folder", "storage_errors", "write_atomic"]
+__all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "scratch_folder", "storage_errors", "write_all", "write_atomic"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -82,15 +82,48 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644, exclusive: bo
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         aside = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
-                os.fchmod(stream.fileno(), mode)
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            _write_durably(descriptor, content, mode)
             _publish(aside, path, exclusive=exclusive)
         finally:
             aside.unlink(missing_ok=True)
         fsync_folder(path.parent)
+
+
+def write_all(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
+    """Write many files, each whole or not at all, and flush each folder once; all are durable when this returns.
+
+    A crash or failure in between leaves any of them written and any not: something written afterwards must make them count.
+
+    Args:
+        files: target to content; their folders must exist. They appear in this order.
+        mode: permission bits of the new files.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    asides: dict[Path, Path] = {}
+    with storage_errors(f"{len(files)} files"):
+        try:
+            for path, content in files.items():
+                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+                asides[path] = Path(name)
+                _write_durably(descriptor, content, mode)
+            for path in files:
+                asides[path].replace(path)
+                del asides[path]
+        finally:
+            for aside in asides.values():
+                aside.unlink(missing_ok=True)
+        for folder in dict.fromkeys(path.parent for path in files):
+            fsync_folder(folder)
+
+
+def _write_durably(descriptor: int, content: bytes, mode: int) -> None:
+    with os.fdopen(descriptor, "wb") as stream:
+        os.fchmod(stream.fileno(), mode)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _publish(aside: Path, path: Path, *, exclusive: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from common.audit.logs import audit_log
+from common.audit.logs import audit_log, majority_policy, open_log
 from common.audit.models import audit_model
 from common.audit.packages import audit_package
 from common.audit.rebuild import audit_rebuild
@@ -47,6 +47,12 @@ _LOG_EXAMPLES = """
 Examples:
   elmgrove-audit log coordinator/log --root root.pem
   elmgrove-audit log coordinator/log --root root.pem --since checkpoint.last-month --json
+  elmgrove-audit log https://moe.example.org/log --root root.pem --policy owners.policy
+"""
+_POLICY_EXAMPLES = """
+\b
+Examples:
+  elmgrove-audit policy coordinator/log --root root.pem > owners.policy
 """
 _MODEL_EXAMPLES = """
 \b
@@ -73,7 +79,8 @@ Exit codes: 0 it holds; 2 the command line is wrong; 17 a file or folder is miss
 20-24 malformed bytes or a folder with other files; 53 a value is not finite;
 57 the bytes of an expert that left are gone; 61 signature; 62 certificate;
 63 signer; 64 digest; 65 log; 66 log contradicts an earlier checkpoint;
-67 not in the log; 68 revoked; 69 the model is not made of what it claims.
+67 not in the log; 68 revoked; 69 the model is not made of what it claims;
+74 too few witnesses have cosigned; 41 the address does not answer.
 """
 
 
@@ -139,12 +146,32 @@ def package(folder: Path, root: Path, log: Path | None, at: datetime | None, *, 
 
 
 @audit.command(epilog=_LOG_EXAMPLES)
-@click.argument("folder", type=_FOLDER, metavar="DIR")
+@click.argument("place", metavar="DIR|URL")
 @_common
 @click.option("--since", type=_FOLDER, metavar="CHECKPOINT", help="A checkpoint file you kept: the log must continue it.")
-def log(folder: Path, root: Path, since: Path | None, *, as_json: bool) -> None:
-    """Check a log: its signature, every hash, every document, every rule."""
-    _finish(audit_log(folder, _read_root(root), since=since), as_json=as_json)
+@click.option("--policy", type=_FOLDER, metavar="FILE", help="Who must have cosigned the checkpoint, as a C2SP tlog-policy.")
+def log(place: str, root: Path, since: Path | None, policy: Path | None, *, as_json: bool) -> None:
+    """Check a log: its signature, every hash, every document, every rule.
+
+    The log is a folder, or the address of one that a web server (such as the coordinator's) shows: http:// or https://.
+    If it contradicts CHECKPOINT, signed evidence that anybody can check is printed.
+    """
+    report = audit_log(place, _read_root(root), since=since, policy=policy)
+    evidence = report.facts.get("contradiction")
+    if isinstance(evidence, dict) and not as_json:
+        emit_json(evidence)
+    _finish(report, as_json=as_json)
+
+
+@audit.command(epilog=_POLICY_EXAMPLES)
+@click.argument("place", metavar="DIR|URL")
+@click.option("--root", type=_FOLDER, required=True, metavar="ROOT.pem", help="The consortium's root certificate.")
+def policy(place: str, root: Path) -> None:
+    """Print a policy for 'log --policy': a majority of the owners whose clients witness this log.
+
+    The log is checked first. Read the policy before you keep it: it says whom you believe.
+    """
+    emit(majority_policy(open_log(place, _read_root(root)).state).rstrip("\n"))
 
 
 @audit.command(epilog=_MODEL_EXAMPLES)

@@ -4,11 +4,12 @@
 2. the checkpoint is signed by that key, and entries and hash tiles are exactly those it signs
 3. every entry follows the rules of the fold, its documents and certificates included, and every anchor's configuration is there
 4. an earlier checkpoint the auditor kept is a prefix: same key, not larger, same root at its size
+5. every cosignature of a registered witness holds; with a policy, the quorum it asks for has cosigned (C2SP tlog-policy)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,20 +18,24 @@ from pathlib import Path
 from common.audit.report import AuditReport
 from common.errors import FormatError, LogError, LogInconsistentError, NotFoundError
 from common.formats.entries import LogEntry, parse_entry
-from common.formats.fields import format_time, parse_time
+from common.formats.fields import format_time, parse_time, utc_now
 from common.formats.layout import ROUTER_NAME
 from common.formats.limits import MAX_DOCUMENT_BYTES
 from common.formats.manifest import AnchorManifest
 from common.ledger.fold import fold
 from common.ledger.state import ConsortiumState, ExpertState
 from common.translog.checkpoint import Checkpoint, verify_checkpoint
-from common.translog.merkle import leaf_hash, root_hash
-from common.translog.reader import FolderReader, LogReader, VerifiedLog, load_document, read_entries, read_log
+from common.translog.cosignature import VerifiedCosignature, verify_cosignature
+from common.translog.evidence import contradiction
+from common.translog.merkle import consistency_proof, leaf_hash, nodes_of, root_hash
+from common.translog.note import parse_note, parse_vkey
+from common.translog.policy import PolicyVerdict, parse_policy, verify_policy
+from common.translog.reader import FolderReader, LogReader, VerifiedLog, load_document, read_first_entry, read_log
 from common.trust.certificates import TrustRoot
 from common.weights.digests import read_small
 from common.weights.template import CONFIG_NAME
 
-__all__ = ["AuditedLog", "anchor_config", "audit_log", "open_log"]
+__all__ = ["AuditedLog", "anchor_config", "audit_log", "log_reader", "majority_policy", "open_log"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class AuditedLog:
     ``state`` is what its entries say, all of them or those up to the moment that was asked about.
     """
 
-    reader: FolderReader
+    reader: LogReader
     log: VerifiedLog
     entries: tuple[LogEntry, ...]
     state: ConsortiumState
@@ -58,25 +63,43 @@ class AuditedLog:
         return f"{expert.status} since {self.place(expert.ended_index)}" if expert.ended_index is not None else expert.status
 
 
-def open_log(folder: Path, root: TrustRoot, *, until: datetime | None = None) -> AuditedLog:
+def _is_url(place: str | Path) -> bool:
+    return isinstance(place, str) and place.startswith(("http://", "https://"))
+
+
+def log_reader(place: str | Path) -> LogReader:
+    """Where a log is read from: an address that begins with ``http://`` or ``https://``, or a folder.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        UsageError: the address is malformed.
+    """
+    if _is_url(place):
+        from common.translog.remote import HttpReader  # an audit of files loads nothing that could use a network
+
+        return HttpReader(str(place))
+    if not Path(place).is_dir():
+        raise NotFoundError(f"There is no folder {place}.")
+    return FolderReader(Path(place))
+
+
+def open_log(place: str | Path, root: TrustRoot, *, until: datetime | None = None) -> AuditedLog:
     """Steps 1 to 3.
 
     Args:
-        folder: the log's files: ``checkpoint``, ``tile/``, ``documents/``.
+        place: folder or address of the log's files: ``checkpoint``, ``tile/``, ``documents/``.
         root: the consortium's root certificate.
         until: the state is that of the entries up to this moment; the files are verified whole all the same.
 
     Raises:
         NotFoundError: there is no such folder.
+        UnavailableError: the address does not answer.
         LogError: a step failed; the message names the file or entry.
     """
-    if not folder.is_dir():
-        raise NotFoundError(f"There is no folder {folder}.")
-    reader = FolderReader(folder)
+    reader = log_reader(place)
     documents = partial(load_document, reader)
     # 1. Who keeps this log.
-    first = read_entries(reader).entries[:1]
-    log_key = fold(first, documents, root).log_key
+    log_key = fold([read_first_entry(reader)], documents, root).log_key
     # 2. These are the entries it signs.
     log = read_log(reader, log_key)
     # 3. They make sense.
@@ -123,35 +146,107 @@ def check_since(audited: AuditedLog, note: bytes) -> Checkpoint:
     return earlier
 
 
-def audit_log(folder: Path, root: TrustRoot, *, since: Path | None = None) -> AuditReport:
-    """All four steps, as a report.
+def _evidence(audited: AuditedLog, note: bytes, finding: str) -> dict[str, object]:
+    """The two notes that contradict each other, with the consistency proof that does not connect them."""
+    earlier, size = verify_checkpoint(note, audited.state.log_key), len(audited.log.entries)
+    proof = []
+    if 0 < earlier.size <= size:
+        proof = consistency_proof(earlier.size, size, nodes_of([leaf_hash(entry) for entry in audited.log.entries]))
+    return contradiction(
+        consortium=audited.state.consortium,
+        log_key=audited.state.log_key,
+        older=note,
+        newer=audited.log.note,
+        proof=proof,
+        finding=finding,
+        found=utc_now(),
+    )
 
-    Args:
-        folder: the log's files.
-        root: the consortium's root certificate.
-        since: a checkpoint file kept from an earlier time.
+
+def cosignatures(audited: AuditedLog) -> dict[str, VerifiedCosignature]:
+    """Step 5: by owner, the cosignatures that the log's registered witnesses have put under its checkpoint.
 
     Raises:
-        NotFoundError: there is no such folder or checkpoint file.
+        SignatureError: a line of a registered witness does not hold, or comes twice.
+    """
+    lines = {(line.name, line.key_id) for line in parse_note(audited.log.note)[1]}
+    found: dict[str, VerifiedCosignature] = {}
+    for owner in audited.state.owners.values():
+        key = parse_vkey(owner.witness_key) if owner.witness_key is not None else None
+        if key is not None and owner.witness_key is not None and (key.name, key.key_id) in lines:
+            found[owner.name] = verify_cosignature(audited.log.note, owner.witness_key)
+    return found
+
+
+def majority_policy(state: ConsortiumState) -> str:
+    """A policy that asks for a majority of the witnesses that the log registers, revoked owners left out; for auditors to read and keep."""
+    witnesses = [(owner.name, owner.witness_key) for owner in state.owners.values() if owner.witness_key and owner.revoked_index is None]
+    lines = [f"log {state.log_key}", *(f"witness {name} {key}" for name, key in witnesses)]
+    if witnesses:
+        lines.append(f"group -majority- {len(witnesses) // 2 + 1} {' '.join(name for name, _ in witnesses)}")
+    return "\n".join([*lines, f"quorum {'-majority-' if witnesses else 'none'}", ""])
+
+
+def audit_log(place: str | Path, root: TrustRoot, *, since: Path | None = None, policy: Path | None = None) -> AuditReport:
+    """All five steps, as a report.
+
+    Args:
+        place: folder or address of the log's files.
+        root: the consortium's root certificate.
+        since: a checkpoint file kept from an earlier time.
+        policy: a policy file: who must have cosigned the checkpoint.
+
+    Raises:
+        NotFoundError: there is no such folder, checkpoint file or policy file.
         StorageError: a file cannot be read.
+        UnavailableError: the address does not answer.
     """
     note = read_small(since, MAX_DOCUMENT_BYTES) if since is not None else None
-    if not folder.is_dir():
-        raise NotFoundError(f"There is no folder {folder}.")
-    report = AuditReport("log", folder.resolve().name)
+    rules = parse_policy(read_small(policy, MAX_DOCUMENT_BYTES)) if policy is not None else None
+    log_reader(place)
+    report = AuditReport("log", str(place) if _is_url(place) else Path(place).resolve().name)
     with report.collecting():
         with report.checking("log"):
-            audited = open_log(folder, root)
+            audited = open_log(place, root)
         _describe(report, audited)
         if note is not None:
-            with report.checking("since"):
-                try:
-                    earlier = check_since(audited, note)
-                except FormatError as error:
-                    raise FormatError(f"The earlier checkpoint cannot be read: {error}") from error
-            report.holds("since", f"continues the checkpoint of {earlier.size} entries")
-            report.facts["since_size"] = earlier.size
+            _report_since(report, audited, note)
+        with report.checking("witness"):
+            _report_witnesses(report, cosignatures(audited))
+        if rules is not None:
+            with report.checking("quorum"):
+                _report_quorum(report, verify_policy(audited.log.note, rules, audited.state.log_key))
     return report
+
+
+def _report_since(report: AuditReport, audited: AuditedLog, note: bytes) -> None:
+    with report.checking("since"):
+        try:
+            earlier = check_since(audited, note)
+        except FormatError as error:
+            raise FormatError(f"The earlier checkpoint cannot be read: {error}") from error
+        except LogInconsistentError as error:
+            report.facts["contradiction"] = _evidence(audited, note, str(error))
+            raise
+    report.holds("since", f"continues the checkpoint of {earlier.size} entries")
+    report.facts["since_size"] = earlier.size
+
+
+def _report_witnesses(report: AuditReport, found: Mapping[str, VerifiedCosignature]) -> None:
+    for owner, seen in found.items():
+        report.holds("witness", f"{owner}'s client saw this checkpoint at {format_time(seen.time)}")
+    report.facts["witnesses"] = [{"owner": owner, "key": seen.name, "time": format_time(seen.time)} for owner, seen in found.items()]
+
+
+def _report_quorum(report: AuditReport, verdict: PolicyVerdict) -> None:
+    report.facts["policy"] = {
+        "holds": verdict.holds,
+        "cosigned": [{"name": each.name, "key": each.key_name, "time": format_time(each.time)} for each in verdict.cosigned],
+        "missing": list(verdict.missing),
+    }
+    verdict.require_quorum()
+    names = ", ".join(each.name for each in verdict.cosigned)
+    report.holds("quorum", f"cosigned by {names}, as the policy asks" if names else "the policy asks for no cosignature")
 
 
 def _describe(report: AuditReport, audited: AuditedLog) -> None:

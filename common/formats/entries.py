@@ -23,6 +23,7 @@ EntryKind = Literal[
     "expert-withdrawn",
     "model-assembled",
     "router-tuned",
+    "witness-registered",
 ]
 
 Subject = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[a-z0-9@-]{1,80}$", max_length=96)]

@@ -23,6 +23,7 @@ __all__ = [
     "ProxyUse",
     "RouterTuned",
     "Statement",
+    "WitnessRegistered",
     "parse_statement",
 ]
 
@@ -124,7 +125,17 @@ class RouterTuned(_Statement):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
-Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled | RouterTuned
+class WitnessRegistered(_Statement):
+    """The key with which an owner's client cosigns checkpoints of the log, in the place of an earlier one. Signed by the owner alone."""
+
+    schema_: Literal["elmgrove.witness-registered/v1"] = Field(alias="schema")
+    owner: IdentityUri
+    key: VerifierKey
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+
+Statement = ConsortiumFounded | OwnerAdmitted | OwnerRevoked | ExpertWithdrawn | ModelAssembled | RouterTuned | WitnessRegistered
 
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="schema_")])
 

@@ -19,6 +19,7 @@ Rules, in the order they are checked for each entry:
 12. *Router tuned*: a new model out of an assembled one, whose experts are all in force at this very entry; every list of proxies is
     for one of its experts, in slot order. So a router that was tuned with an expert's proxies cannot be logged after that expert has
     left: the model is assembled without it and tuned again.
+13. *Witness registered*: by its owner, a cosignature key under that owner's name, which is no other owner's nor the log's.
 
 Nothing here reads a file: ``documents`` is the caller's.
 """
@@ -44,11 +45,14 @@ from common.formats.statements import (
     OwnerRevoked,
     RouterTuned,
     Statement,
+    WitnessRegistered,
 )
 from common.formats.strictjson import b64decode_canonical, b64encode, parse_document
+from common.ledger.growing import GrowingMap
 from common.ledger.state import AnchorState, ConsortiumState, ExpertState, ExpertStatus, ModelState, OwnerState, TunedState
 from common.translog.checkpoint import log_origin
-from common.translog.note import ALG_ED25519, parse_vkey
+from common.translog.cosignature import witness_name
+from common.translog.note import ALG_COSIGNATURE, ALG_ED25519, parse_vkey
 from common.trust.certificates import TrustRoot, VerifiedLeaf, verify_leaf
 from common.trust.oms import VerifiedResources, verify_bundle
 from common.trust.statements import VerifiedStatement, verify_statement
@@ -102,12 +106,12 @@ class _Folding:
         self._size = state.size if state else 0
         self._time = state.time if state else None
         self._founded = _Founding(state.consortium, state.log_key, state.certificates) if state else None
-        self._owners = dict(state.owners) if state else {}
-        self._anchors = dict(state.anchors) if state else {}
-        self._experts = dict(state.experts) if state else {}
-        self._models = list(state.models) if state else []
-        self._tuned = list(state.tuned) if state else []
-        self._seen = set(state.documents) if state else set()
+        self._owners = GrowingMap(state.owners if state else None)
+        self._anchors = GrowingMap(state.anchors if state else None)
+        self._experts = GrowingMap(state.experts if state else None)
+        self._models = state.models if state else ()
+        self._tuned = state.tuned if state else ()
+        self._seen = GrowingMap(state.documents if state else None)
 
     def result(self) -> ConsortiumState:
         """The state, frozen.
@@ -125,12 +129,12 @@ class _Folding:
             size=self._size,
             time=self._time,
             certificates=self._founded.certificates,
-            owners=self._owners,
-            anchors=self._anchors,
-            experts=self._experts,
-            models=tuple(self._models),
-            tuned=tuple(self._tuned),
-            documents=frozenset(self._seen),
+            owners=self._owners.frozen(),
+            anchors=self._anchors.frozen(),
+            experts=self._experts.frozen(),
+            models=self._models,
+            tuned=self._tuned,
+            documents=self._seen.frozen(),
         )
 
     def apply(self, raw: bytes) -> None:
@@ -148,7 +152,7 @@ class _Folding:
         _require(entry.document not in self._seen, "its document was logged before")  # rule 3
         signed = self._verify(entry, time)  # rules 3 and 4
         _HANDLERS[entry.kind](self, signed)
-        self._seen.add(entry.document)
+        self._seen[entry.document] = self._size
         self._size += 1
         self._time = time
 
@@ -315,7 +319,7 @@ class _Folding:
         _require(statement.anchor in self._anchors, "it is made from an anchor that was never published")
         _require(1 <= statement.top_k <= len(statement.experts) + 1, "its top-k exceeds its experts")
         self._check_slots(statement, signed.time)
-        self._models.append(ModelState(statement.manifest, statement, self._size, signed.time))
+        self._models += (ModelState(statement.manifest, statement, self._size, signed.time),)
 
     def _check_slots(self, statement: ModelAssembled, time: datetime) -> None:
         order: list[int] = []
@@ -352,7 +356,21 @@ class _Folding:
         order = [slots.get(proxies.expert, 0) for proxies in statement.proxies]
         _require(0 not in order, "a list of proxies is for an expert that the model does not hold")
         _require(order == sorted(set(order)), "its lists of proxies are not one per expert in the order of their slots")
-        self._tuned.append(TunedState(statement.manifest, base, statement, self._size, signed.time))
+        self._tuned += (TunedState(statement.manifest, base, statement, self._size, signed.time),)
+
+    def _witness(self, signed: _Signed) -> None:
+        statement = signed.statement
+        if not isinstance(statement, WitnessRegistered):
+            raise _BrokenRuleError("its document is not a registration of a witness")
+        owner = self._check_owner(signed, statement.owner)
+        _subject(signed, f"owner/{owner.name}")
+        key = parse_vkey(statement.key)  # rule 13
+        right_key = key.algorithm == ALG_COSIGNATURE and key.name == witness_name(self._consortium, owner.name)
+        _require(right_key, "its key is not one for this owner's cosignatures")
+        taken = [each.witness_key for each in self._owners.values() if each.witness_key and each.name != owner.name]
+        taken += [self._founded.log_key] if self._founded else []
+        _require(all(parse_vkey(other).public_bytes != key.public_bytes for other in taken), "its key is another's")
+        self._owners[owner.name] = dataclasses.replace(owner, witness_key=statement.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,4 +398,5 @@ _HANDLERS: dict[str, Callable[[_Folding, _Signed], None]] = {
     "expert-withdrawn": _Folding._withdraw,
     "model-assembled": _Folding._assemble,
     "router-tuned": _Folding._tune,
+    "witness-registered": _Folding._witness,
 }

@@ -26,6 +26,8 @@ class OwnerState:
     certificates: tuple[CertificateRecord, ...]
     admitted_index: int
     revoked_index: int | None = None
+    witness_key: str | None = None
+    """Verifier key of its client's cosignatures, by its newest registration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,8 @@ class ConsortiumState:
     """By name: every version, oldest first."""
     models: tuple[ModelState, ...]
     tuned: tuple[TunedState, ...]
-    documents: frozenset[str]
-    """Every document logged so far; none may come twice."""
+    documents: Mapping[str, int]
+    """Every document logged so far, by digest, with its entry's index; none may come twice."""
 
     def current_expert(self, name: str) -> ExpertState | None:
         """The newest version of an expert, in force or not; None if there never was one."""

@@ -87,6 +87,7 @@ WIRE_ERRORS: Final[Mapping[type[ElmgroveError], WireError]] = {
     errors.DigestError: WireError(_S.INVALID_ARGUMENT, detail=True),
     errors.LogError: WireError(_S.DATA_LOSS),
     errors.LogInconsistentError: WireError(_S.DATA_LOSS),
+    errors.QuorumError: WireError(_S.FAILED_PRECONDITION),
     errors.NotLoggedError: WireError(_S.NOT_FOUND),
     errors.RevokedError: WireError(_S.PERMISSION_DENIED),
     errors.ModelMismatchError: WireError(_S.FAILED_PRECONDITION),

@@ -16,7 +16,7 @@ from common.translog.merkle import HASH_BYTES, NodeLookup, leaf_hash, nodes_of, 
 from common.translog.note import parse_note
 from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, entries_path, parse_entries, tile_path, tiles_for
 
-__all__ = ["FolderReader", "LogReader", "UnsignedLog", "VerifiedLog", "load_document", "read_entries", "read_log"]
+__all__ = ["FolderReader", "LogReader", "VerifiedLog", "load_document", "read_first_entry", "read_log"]
 
 CHECKPOINT_PATH: Final = "checkpoint"
 _MAX_FILE_BYTES: Final = max(MAX_BUNDLE_BYTES, TILE_WIDTH * (MAX_ENTRY_BYTES + 2))
@@ -58,15 +58,6 @@ class FolderReader:
 
 
 @dataclass(frozen=True, slots=True)
-class UnsignedLog:
-    """A checkpoint that was not verified and the entries it counts."""
-
-    checkpoint: Checkpoint
-    note: bytes
-    entries: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class VerifiedLog:
     """Entries that have exactly the tree that a checkpoint signed by the log's key describes; made by :func:`read_log` alone."""
 
@@ -75,20 +66,23 @@ class VerifiedLog:
     entries: tuple[bytes, ...]
 
 
-def read_entries(reader: LogReader) -> UnsignedLog:
-    """Read the checkpoint and all entries it counts, without knowing the log's key.
+def read_first_entry(reader: LogReader) -> bytes:
+    """The entry that founds the log, without knowing the log's key and so without verifying anything.
 
-    For an auditor who has the root certificate alone: the first entry names the key, after which :func:`read_log` verifies.
+    For an auditor who has the root certificate alone: this entry names the key, after which :func:`read_log` verifies.
 
     Raises:
-        LogError: a file is missing or malformed.
+        LogError: a file is missing or malformed, or the log is empty.
     """
     note = _fetch(reader, CHECKPOINT_PATH)
     try:
         checkpoint = parse_checkpoint(parse_note(note)[0])
     except FormatError as error:
         raise LogError(f"The log's checkpoint is malformed: {error}") from error
-    return UnsignedLog(checkpoint, note, _entries(reader, checkpoint.size))
+    first = _entries(reader, min(checkpoint.size, TILE_WIDTH))[:1]
+    if not first:
+        raise LogError("The log has no entries; no consortium was founded.")
+    return first[0]
 
 
 def read_log(reader: LogReader, vkey: str) -> VerifiedLog:

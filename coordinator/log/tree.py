@@ -1,60 +1,74 @@
-"""The log's Merkle tree in memory: the hashes of all complete subtrees (RFC 6962, section 2.1)."""
+"""The right edge of the log's Merkle tree: all that appending to it and knowing its root needs (RFC 6962, section 2.1; C2SP tlog-tiles)."""
 
 from __future__ import annotations
 
-from common.translog.merkle import consistency_proof, inclusion_proof, leaf_hash, node_hash
+from collections.abc import Sequence
 
-__all__ = ["Tree"]
+from common.errors import LogError
+from common.translog.merkle import root_hash
+from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile
+
+__all__ = ["TileContent", "TreeEdge"]
+
+TileContent = tuple[Tile, bytes]
+"""A hash tile's place and its bytes."""
 
 
-class Tree:
-    """Grows by one leaf at a time; ``levels[l][i]`` is the hash of leaves ``i * 2**l`` to ``(i + 1) * 2**l``."""
+class TreeEdge:
+    """For every level of tiles, the hashes of its last tile that is not full: at most 255 a level, however long the log is.
 
-    def __init__(self) -> None:
-        self._levels: list[list[bytes]] = [[]]
+    Args:
+        rows: these hashes, level 0 first; of an empty tree by default.
+        size: number of leaves.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[bytes]] = ((),), size: int = 0) -> None:
+        self._rows = [list(row) for row in rows]
+        self._size = size
 
     @property
     def size(self) -> int:
         """Number of leaves."""
-        return len(self._levels[0])
+        return self._size
 
-    def add(self, entry: bytes) -> None:
-        """Append the leaf of ``entry``."""
-        carried, level = leaf_hash(entry), 0
-        while True:
-            row = self._levels[level]
-            row.append(carried)
-            if len(row) % 2:
-                return
-            carried = node_hash(row[-2], row[-1])
+    @property
+    def leaves(self) -> tuple[bytes, ...]:
+        """Leaf hashes of the last bundle of entries that is not full."""
+        return tuple(self._rows[0])
+
+    def copy(self) -> TreeEdge:
+        """An independent copy."""
+        return TreeEdge(self._rows, self._size)
+
+    def add(self, leaf: bytes) -> list[TileContent]:
+        """Append a leaf hash and return the tiles that it filled, lowest level first."""
+        self._rows[0].append(leaf)
+        self._size += 1
+        filled: list[TileContent] = []
+        level = 0
+        while len(row := self._rows[level]) == TILE_WIDTH:
+            filled.append(((level, (self._size >> TILE_HEIGHT * (level + 1)) - 1, TILE_WIDTH), b"".join(row)))
+            if level + 1 == len(self._rows):
+                self._rows.append([])
+            self._rows[level + 1].append(root_hash(row))
+            row.clear()
             level += 1
-            if level == len(self._levels):
-                self._levels.append([])
+        return filled
 
-    def cut(self, size: int) -> None:
-        """Drop every leaf from ``size`` on, and all that was built on them."""
-        for level, row in enumerate(self._levels):
-            del row[size >> level :]
-
-    def node(self, level: int, index: int) -> bytes:
-        """Hash of a complete subtree."""
-        return self._levels[level][index]
+    def partial(self) -> list[TileContent]:
+        """The tiles that are begun and not full, lowest level first."""
+        return [((level, self._size >> TILE_HEIGHT * (level + 1), len(row)), b"".join(row)) for level, row in enumerate(self._rows) if row]
 
     def root(self) -> bytes:
-        """Root hash: complete subtrees from right to left, each joined to what is right of it."""
-        size = self.size
-        peaks = [self._levels[level][(size >> level) - 1] for level in range(size.bit_length()) if size >> level & 1]
-        if not peaks:
-            raise ValueError("an empty log has no checkpoint")
-        joined = peaks[0]
-        for peak in peaks[1:]:
-            joined = node_hash(peak, joined)
-        return joined
+        """Root hash: what is right of a level's complete subtrees joins them as one more.
 
-    def inclusion(self, index: int, size: int) -> list[bytes]:
-        """Audit path of leaf ``index`` in the tree of the first ``size`` leaves."""
-        return list(inclusion_proof(index, size, self.node))
-
-    def consistency(self, old_size: int, size: int) -> list[bytes]:
-        """Proof that the first ``old_size`` leaves are a prefix of the first ``size``."""
-        return list(consistency_proof(old_size, size, self.node))
+        Raises:
+            LogError: the tree is empty.
+        """
+        if not self._size:
+            raise LogError("An empty log has no root that is signed.")
+        right: list[bytes] = []
+        for row in self._rows:
+            hashes = [*row, *right]
+            right = [root_hash(hashes)] if hashes else []
+        return right[0]

@@ -1,7 +1,8 @@
 """Appending to the log: one writer at a time over all processes, and an answer only once everything is durable.
 
-Order on the disk: documents, entry bundles, hash tiles, then the checkpoint, which alone makes them part of
-the log. A crash before the checkpoint leaves files that the next append overwrites or clears away; a crash after it loses nothing.
+Order on the disk: documents, entry bundles and hash tiles, all flushed, then the checkpoint, which alone makes them part of the log. A
+crash before the checkpoint leaves files that the next append overwrites or clears away; a crash after it loses nothing. A witness's
+cosignature replaces the checkpoint by the same note with one more line; the next append begins without cosignatures.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +19,17 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import LogError
-from common.files import fsync_folder, storage_errors, write_atomic
+from common.files import fsync_folder, storage_errors, write_all, write_atomic
 from common.translog.checkpoint import Checkpoint, sign_checkpoint
-from common.translog.tiles import encode_entries, entries_path, tile_path
-from coordinator.log.view import CHECKPOINT_NAME, DOCUMENTS_NAME, ENTRIES_PER_BUNDLE, LogView
+from common.translog.cosignature import with_cosignature
+from common.translog.merkle import leaf_hash
+from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, encode_entries, entries_path, tile_path
+from coordinator.log.tree import TreeEdge
+from coordinator.log.view import CHECKPOINT_NAME, DOCUMENTS_NAME, LogHead, LogView
 
 __all__ = ["LogWriter"]
 
 _LOCK_NAME: Final = "lock"
-_TILE_WIDTH: Final = 256  # hashes in a full tile, fixed by tlog-tiles
-_TILE_LEVELS: Final = 8  # binary levels from one tile level to the next
 
 
 class LogWriter(LogView):
@@ -42,16 +45,17 @@ class LogWriter(LogView):
     def __init__(self, folder: Path, vkey: str, key: Ed25519PrivateKey, origin: str) -> None:
         super().__init__(folder, vkey)
         self._key, self._origin = key, origin
+        self._writing = threading.RLock()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep every other writer, thread or process, out; the view is up to date inside.
+        """Keep every other writer, thread or process, out; the view is up to date inside. Readers go on.
 
         Raises:
             LogError: the log on the disk does not hold.
             StorageError: the folder cannot be written.
         """
-        with self._lock, storage_errors("the log"):
+        with self._writing, storage_errors("the log"):
             descriptor = os.open(self.folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -61,7 +65,7 @@ class LogWriter(LogView):
                 os.close(descriptor)
 
     def append(self, entries: Sequence[bytes], documents: Sequence[bytes]) -> int:
-        """Append ``entries``; to be called inside :meth:`exclusive`.
+        """Append ``entries`` under one new checkpoint; to be called inside :meth:`exclusive`.
 
         Args:
             entries: encoded entries, in order.
@@ -73,91 +77,109 @@ class LogWriter(LogView):
         Raises:
             StorageError: the disk is full or failing. The log is as it was, unless the very last step failed, which the next
                 :meth:`refresh` finds out.
+            LogError: the log on the disk is damaged.
         """
-        first = len(self._entries)
-        try:
-            with storage_errors("the log"):
-                for document in documents:
-                    self._write(f"{DOCUMENTS_NAME}/{hashlib.sha256(document).hexdigest()}", document, keep=True)
-                for entry in entries:
-                    self._tree.add(entry)
-                self._entries += entries
-                self._write_bundles(first)
-                self._write_tiles(first)
-                self._commit()
-        except BaseException:
-            self._tree.cut(first)
-            del self._entries[first:]
-            raise
+        head = self._head
+        edge = head.edge.copy() if head is not None else TreeEdge()
+        first = edge.size
+        with storage_errors("the log"):
+            files = self._bundle_files(first, entries)
+            for entry in entries:
+                files |= {tile_path(*tile): raw for tile, raw in edge.add(leaf_hash(entry))}
+            for (level, index, width), raw in edge.partial():
+                if first >> TILE_HEIGHT * level != edge.size >> TILE_HEIGHT * level:
+                    files[tile_path(level, index, width)] = raw
+            self._write({**self._document_files(documents), **files})
+            self._commit(edge)
         self._clear(first)
         return first
 
-    def _write_bundles(self, first: int) -> None:
-        size = len(self._entries)
-        for bundle in range(first // ENTRIES_PER_BUNDLE, -(-size // ENTRIES_PER_BUNDLE)):
-            start = bundle * ENTRIES_PER_BUNDLE
-            inside = self._entries[start : start + ENTRIES_PER_BUNDLE]
-            self._write(entries_path(bundle, len(inside)), encode_entries(inside))
+    def cosign(self, size: int, line: str, vkey: str) -> bool:
+        """Put a witness's line under the published checkpoint, in the place of an earlier one of the same key; inside :meth:`exclusive`.
 
-    def _write_tiles(self, first: int) -> None:
-        size = len(self._entries)
-        for level in range(_tile_levels(size)):
-            shift = level * _TILE_LEVELS
-            old, new = first >> shift, size >> shift
-            for tile in range(old // _TILE_WIDTH, -(-new // _TILE_WIDTH)):
-                start, end = tile * _TILE_WIDTH, min(new, (tile + 1) * _TILE_WIDTH)
-                if end > old:
-                    hashes = b"".join(self._tree.node(shift, index) for index in range(start, end))
-                    self._write(tile_path(level, tile, end - start), hashes)
+        Args:
+            size: of the tree that the witness saw.
+            line: its signature line.
+            vkey: its verifier key.
 
-    def _commit(self) -> None:
-        """Compare the checkpoint on the disk with the one this append builds on, then replace it."""
-        path = self.folder / CHECKPOINT_NAME
-        found = path.read_bytes() if path.exists() else b""
-        if found != self._note:
-            raise LogError("The log's checkpoint changed under its lock; another program writes to this folder.")
-        note = sign_checkpoint(Checkpoint(self._origin, len(self._entries), self._tree.root()), self._key)
-        write_atomic(path, note)
-        self._note = note
+        Returns:
+            Whether it is there. It is not if the log has another size by now, or its checkpoint has no room for one more line.
 
-    def _write(self, name: str, content: bytes, *, keep: bool = False) -> None:
+        Raises:
+            SignatureError, FormatError: the line is not this key's over this checkpoint.
+            StorageError: the disk is full or failing; the checkpoint is as it was.
+        """
+        head = self._head
+        if head is None or head.checkpoint.size != size:
+            return False
+        note = with_cosignature(head.note, line, vkey)
+        if note is None:
+            return False
+        if note != head.note:
+            self._publish(LogHead(head.checkpoint, note, head.edge))
+        return True
+
+    def _document_files(self, documents: Sequence[bytes]) -> dict[str, bytes]:
+        named = {f"{DOCUMENTS_NAME}/{hashlib.sha256(document).hexdigest()}": document for document in documents}
+        return {name: content for name, content in named.items() if not self._holds(name, content)}
+
+    def _holds(self, name: str, content: bytes) -> bool:
         path = self.folder / name
-        if keep and path.is_file() and path.read_bytes() == content:
-            return
-        _make_folder(path.parent, self.folder)
-        write_atomic(path, content)
+        return path.is_file() and path.read_bytes() == content
+
+    def _bundle_files(self, first: int, entries: Sequence[bytes]) -> dict[str, bytes]:
+        bundle, width = divmod(first, TILE_WIDTH)
+        waiting = [*(self._bundle(bundle, width) if width else []), *entries]
+        files: dict[str, bytes] = {}
+        for at in range(0, len(waiting), TILE_WIDTH):
+            inside = waiting[at : at + TILE_WIDTH]
+            files[entries_path(bundle + at // TILE_WIDTH, len(inside))] = encode_entries(inside)
+        return files
+
+    def _write(self, files: dict[str, bytes]) -> None:
+        paths = {self.folder / name: content for name, content in files.items()}
+        for folder in dict.fromkeys(path.parent for path in paths):
+            _make_folder(folder, self.folder)
+        write_all(paths)
+        fsync_folder(self.folder / DOCUMENTS_NAME)  # a document that was kept may stem from an append that was killed
+
+    def _commit(self, edge: TreeEdge) -> None:
+        checkpoint = Checkpoint(self._origin, edge.size, edge.root())
+        self._publish(LogHead(checkpoint, sign_checkpoint(checkpoint, self._key), edge))
+
+    def _publish(self, head: LogHead) -> None:
+        """Compare the checkpoint on the disk with the one this step builds on, then replace it."""
+        path = self.folder / CHECKPOINT_NAME
+        with self._lock:
+            found = path.read_bytes() if path.exists() else b""
+            if found != self.checkpoint:
+                raise LogError("The log's checkpoint changed under its lock; another program writes to this folder.")
+            write_atomic(path, head.note)
+            self._head = head
 
     def _clear(self, first: int) -> None:
         """Remove partial files that a full one replaces, and those a crashed append left beyond the checkpoint. Failing is harmless."""
-        size = len(self._entries)
-        for level in range(_tile_levels(size)):
-            count = size >> (level * _TILE_LEVELS)
-            for tile in range((first >> (level * _TILE_LEVELS)) // _TILE_WIDTH, count // _TILE_WIDTH + 1):
-                self._clear_partial(tile_path(level, tile), count - tile * _TILE_WIDTH)
-        for bundle in range(first // ENTRIES_PER_BUNDLE, size // ENTRIES_PER_BUNDLE + 1):
-            self._clear_partial(entries_path(bundle, ENTRIES_PER_BUNDLE), size - bundle * ENTRIES_PER_BUNDLE)
+        size, level = self.size, 0
+        while count := size >> TILE_HEIGHT * level:
+            for tile in range((first >> TILE_HEIGHT * level) // TILE_WIDTH, count // TILE_WIDTH + 1):
+                self._clear_partial(tile_path(level, tile), count - tile * TILE_WIDTH)
+            level += 1
+        for bundle in range(first // TILE_WIDTH, size // TILE_WIDTH + 1):
+            self._clear_partial(entries_path(bundle), size - bundle * TILE_WIDTH)
 
     def _clear_partial(self, full_name: str, width: int) -> None:
         full = self.folder / full_name
         partial = full.with_name(full.name + ".p")
         try:
-            if width < _TILE_WIDTH:
+            if width < TILE_WIDTH:
                 full.unlink(missing_ok=True)
             for path in partial.iterdir() if partial.is_dir() else ():
-                if width >= _TILE_WIDTH or not path.name.isdigit() or int(path.name) > width:
+                if width >= TILE_WIDTH or not path.name.isdigit() or int(path.name) > width:
                     path.unlink()
-            if width >= _TILE_WIDTH or width == 0:
+            if width >= TILE_WIDTH or width == 0:
                 partial.rmdir()
         except OSError:
             return
-
-
-def _tile_levels(size: int) -> int:
-    """How many tile levels a tree of ``size`` leaves has."""
-    levels = 0
-    while size >> (levels * _TILE_LEVELS):
-        levels += 1
-    return levels
 
 
 def _make_folder(folder: Path, top: Path) -> None:

@@ -20,6 +20,7 @@ from coordinator.usecases.receive import ChunkReceiver
 from coordinator.usecases.status import owner_status
 from coordinator.usecases.uploads import abandon_upload, commit_upload, offer_upload
 from coordinator.usecases.withdraw import withdraw_expert
+from coordinator.usecases.witness import publish_cosignature, register_witness
 
 __all__ = ["ConsortiumService", "EnrolmentService", "ExpertsService", "LogService", "TransferService"]
 
@@ -151,6 +152,17 @@ class LogService(stubs.LogServicer):
         """A logged document, or a manifest one names."""
         self._fresh(context)
         return pb.DocumentReply(document=self._coordinator.ledger.view.document(request.sha256))
+
+    @handled
+    def RegisterWitness(self, request: pb.RegisterWitnessRequest, context: Context) -> pb.Receipt:
+        """See :func:`coordinator.usecases.witness.register_witness`."""
+        return encode_receipt(register_witness(self._coordinator, caller(self._coordinator, context), request.envelope))
+
+    @handled
+    def Cosign(self, request: pb.CosignRequest, context: Context) -> pb.CosignReply:
+        """See :func:`coordinator.usecases.witness.publish_cosignature`."""
+        owner = caller(self._coordinator, context)
+        return pb.CosignReply(published=publish_cosignature(self._coordinator, owner, request.size, request.cosignature))
 
 
 class ExpertsService(stubs.ExpertsServicer):

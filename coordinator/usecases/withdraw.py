@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from common.errors import ElmgroveError, ForbiddenError, NotFoundError, SignatureError, SignerError, VersionError, WithdrawnError
 from common.formats.fields import subject_expert, utc_now
 from common.formats.statements import ExpertWithdrawn
 from common.ledger.state import ConsortiumState, ExpertState, OwnerState
 from common.trust.statements import VerifiedStatement, verify_statement
+from coordinator.log.ledger import Submission
 from coordinator.log.view import LogReceipt
 from coordinator.usecases.context import Coordinator
 from coordinator.usecases.identity import check_signer
@@ -28,20 +31,24 @@ def withdraw_expert(coordinator: Coordinator, owner: OwnerState, envelope: bytes
     try:
         verified = verify_statement(envelope, coordinator.root, at=utc_now())  # (1)
         statement = _statement(coordinator, owner, verified)
-        with coordinator.ledger.exclusive() as session:
-            if session.state is None:
-                raise NotFoundError("The log is empty.")
-            newest = _newest(session.state, owner, statement.expert)  # (2)
-            if newest.status == "withdrawn":
-                return _repeated(coordinator, session.state, verified.digest, statement.expert)
-            if newest.digest != statement.manifest:
-                raise VersionError(f"The statement does not name the newest manifest of expert {statement.expert}.")
-            receipt = session.append("expert-withdrawn", subject_expert(newest.name, newest.version), envelope, ())
+        receipt = coordinator.ledger.submit(lambda state, _: _decide(state, owner, statement, envelope))  # (2)
     except ElmgroveError as error:
         coordinator.audit.refused("withdraw", error, owner=owner.name)
         raise
     coordinator.audit.record("withdrawn", owner=owner.name, expert=statement.expert, index=receipt.index)
     return receipt
+
+
+def _decide(state: ConsortiumState, owner: OwnerState, statement: ExpertWithdrawn, envelope: bytes) -> Submission | int:
+    logged = state.documents.get(hashlib.sha256(envelope).hexdigest())
+    if logged is not None:
+        return logged
+    newest = _newest(state, owner, statement.expert)
+    if newest.status == "withdrawn":
+        raise WithdrawnError(f"Expert {newest.name} was withdrawn before.")
+    if newest.digest != statement.manifest:
+        raise VersionError(f"The statement does not name the newest manifest of expert {newest.name}.")
+    return Submission("expert-withdrawn", subject_expert(newest.name, newest.version), envelope)
 
 
 def _statement(coordinator: Coordinator, owner: OwnerState, verified: VerifiedStatement) -> ExpertWithdrawn:
@@ -61,13 +68,3 @@ def _newest(state: ConsortiumState, owner: OwnerState, name: str) -> ExpertState
     if versions[0].owner != owner.uri:
         raise ForbiddenError(f"Expert {name} belongs to another owner.")
     return versions[-1]
-
-
-def _repeated(coordinator: Coordinator, state: ConsortiumState, document: str, name: str) -> LogReceipt:
-    """The receipt of this very envelope if it was logged before."""
-    view = coordinator.ledger.view
-    needle = document.encode("ascii")
-    for index, entry in enumerate(view.entries(0, state.size)):
-        if needle in entry:
-            return view.receipt(index)
-    raise WithdrawnError(f"Expert {name} was withdrawn before.")

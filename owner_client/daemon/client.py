@@ -28,6 +28,7 @@ from common.rpc.v1 import elmgrove_pb2 as pb
 from common.trust.certificates import TrustRoot
 from owner_client.config import CoordinatorAddress
 from owner_client.daemon.sync import ConsistencyAnswer
+from owner_client.daemon.witness import Witness
 
 __all__ = ["Coordinator"]
 
@@ -41,11 +42,16 @@ _COMMIT_SECONDS: Final = 3600.0  # the coordinator reads every byte of the packa
 
 
 class Coordinator:
-    """A connection under our transport certificate. Safe to share between threads; use it as a context manager."""
+    """A connection under our transport certificate. Safe to share between threads; use it as a context manager.
 
-    def __init__(self, address: CoordinatorAddress, root: TrustRoot, identity: ClientIdentity) -> None:
+    Attributes:
+        witness: who cosigns the checkpoints that are shown on it; None while we are only joining.
+    """
+
+    def __init__(self, address: CoordinatorAddress, root: TrustRoot, identity: ClientIdentity, witness: Witness | None = None) -> None:
         root_pem = root.certificate.public_bytes(Encoding.PEM)
         self._connection = Connection(address.host, address.port, root_pem=root_pem, identity=identity)
+        self.witness = witness
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +156,14 @@ class Coordinator:
     def withdraw(self, envelope: bytes) -> pb.Receipt:
         """Submit a signed withdrawal; safe to repeat."""
         return cast("pb.Receipt", self._call(self._connection.experts.Withdraw, pb.WithdrawRequest(envelope=envelope)))
+
+    def register_witness(self, envelope: bytes) -> pb.Receipt:
+        """Submit the registration of our witness key; safe to repeat."""
+        return cast("pb.Receipt", self._call(self._connection.log.RegisterWitness, pb.RegisterWitnessRequest(envelope=envelope)))
+
+    def cosign(self, size: int, line: str) -> bool:
+        """Have our cosignature published; false if the log has another checkpoint by now."""
+        return bool(self._call(self._connection.log.Cosign, pb.CosignRequest(size=size, cosignature=line)).published)
 
     @contextmanager
     def _streaming(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from owner_client.config import Home, OwnerConfig, load_config
 from owner_client.daemon.client import Coordinator
 from owner_client.daemon.receipts import CheckedReceipt
 from owner_client.daemon.sync import SeenCheckpoint, follow_log
+from owner_client.daemon.witness import Witness
 from owner_client.keys.keystore import KeyStore
 
 __all__ = ["SIGNING_CERTIFICATE", "TRANSPORT_CERTIFICATE", "Session", "open_session"]
@@ -39,15 +40,16 @@ class Session:
     root: TrustRoot
 
     def connect(self, passphrase: bytes | None) -> Coordinator:
-        """A connection to the coordinator under our transport certificate.
+        """A connection to the coordinator under our transport certificate, on which our witness key cosigns what we follow.
 
         Raises:
-            KeyStoreError: the transport key cannot be opened.
+            KeyStoreError: the transport or the witness key cannot be opened.
             ConfigError: the certificate is missing.
         """
         key = KeyStore(self.home.keys).open_transport(passphrase)
         identity = ClientIdentity(key_pem=private_key_pem(key, None), certificate_pem=self._pem(TRANSPORT_CERTIFICATE))
-        return Coordinator(self.config.coordinator, self.root, identity)
+        witness = Witness(self.home, self.config, KeyStore(self.home.keys).open_witness(passphrase), lambda: self.signer(passphrase))
+        return Coordinator(self.config.coordinator, self.root, identity, witness)
 
     def signer(self, passphrase: bytes | None) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         """The signing key and its certificate, to sign with now.
@@ -84,13 +86,14 @@ class Session:
         return verify_leaf(self.certificate(name).public_bytes(Encoding.DER), self.root, purpose=purpose, at=utc_now())
 
     def follow_log(self, coordinator: Coordinator, *receipts: CheckedReceipt) -> SeenCheckpoint:
-        """Move to the log's present checkpoint, which must extend the last one and those of ``receipts``.
+        """Move to the log's present checkpoint, which must extend the last one and those of ``receipts``, and cosign it.
 
         Raises:
             LogInconsistentError: the log contradicts itself; the proof was written to a file.
         """
         shown = [parse_receipt(receipt.proof).checkpoint for receipt in receipts]
-        return follow_log(self.home, self.config, coordinator, shown)
+        seen = follow_log(self.home, self.config, coordinator, shown)
+        return coordinator.witness.attest(coordinator, seen) if coordinator.witness is not None else seen
 
     def _pem(self, name: str) -> bytes:
         return _read_pem(self.home.certificates / name)

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 
 from common.errors import LogError, LogInconsistentError, ProtocolError
 from common.files import storage_errors, write_atomic
-from common.formats.fields import format_time, utc_now
-from common.formats.strictjson import b64encode
+from common.formats.fields import utc_now
 from common.translog.checkpoint import Checkpoint, verify_checkpoint
+from common.translog.evidence import contradiction
 from common.translog.merkle import verify_consistency
 from owner_client.config import Home, OwnerConfig
 from owner_client.daemon.locks import exclusive
@@ -133,16 +133,15 @@ def _check_extends(home: Home, config: OwnerConfig, old: SeenCheckpoint, new: Se
 def _write_proof(home: Home, config: OwnerConfig, old: SeenCheckpoint, new: SeenCheckpoint, proof: Sequence[bytes], finding: str) -> Path:
     """Write the evidence as one file that can be checked with the log's public key alone."""
     moment = utc_now()
-    document = {
-        "schema": "elmgrove.log-contradiction/v1",
-        "consortium": config.consortium,
-        "log_key": config.pinned.log_key,
-        "found": format_time(moment),
-        "finding": finding,
-        "older": old.note.decode("utf-8", "replace"),
-        "newer": new.note.decode("utf-8", "replace"),
-        "consistency_proof": [b64encode(node) for node in proof],
-    }
+    document = contradiction(
+        consortium=config.consortium,
+        log_key=config.pinned.log_key,
+        older=old.note,
+        newer=new.note,
+        proof=proof,
+        finding=finding,
+        found=moment,
+    )
     path = home.checkpoint.parent / f"contradiction-{moment:%Y%m%dT%H%M%SZ}.json"
     write_atomic(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
     return path

@@ -1,7 +1,8 @@
-"""The folder of private keys: written once at joining with mode 0600, opened only to sign or to connect."""
+"""The folder of private keys: written once with mode 0600, at joining or first use, and opened only to sign or to connect."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import KeyStoreError
+from common.errors import AlreadyExistsError, KeyStoreError
 from common.files import storage_errors, write_atomic
-from common.trust.keys import generate_signing_key, load_private_key, private_key_pem
+from common.trust.keys import generate_log_key, generate_signing_key, load_private_key, private_key_pem
 
 __all__ = ["KeyStore", "NewKeys", "generate_keys"]
 
 _SIGNING: Final = "signing.pem"
 _TRANSPORT: Final = "transport.pem"
+_WITNESS: Final = "witness.pem"
 _MAX_KEY_BYTES: Final = 16 * 1024  # bytes; an encrypted P-256 key has about 400
 
 
@@ -68,6 +71,23 @@ class KeyStore:
             KeyStoreError: as :meth:`open_signing`.
         """
         return self._open(_TRANSPORT, passphrase)
+
+    def open_witness(self, passphrase: bytes | None) -> Ed25519PrivateKey:
+        """The key that cosigns the log's checkpoints, made and kept at the first call; encrypted if the others are.
+
+        Raises:
+            KeyStoreError: unreadable, readable by others, or the passphrase is missing or wrong.
+            StorageError: it is not there yet and the disk is full or not writable.
+        """
+        if not (self.folder / _WITNESS).exists():
+            pem = private_key_pem(generate_log_key(), passphrase if self.is_encrypted() else None)
+            with contextlib.suppress(AlreadyExistsError):  # another process was faster
+                write_atomic(self.folder / _WITNESS, pem, mode=0o600, exclusive=True)
+        pem = self._read(_WITNESS)
+        key = load_private_key(pem, passphrase if b"ENCRYPTED" in pem else None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyStoreError(f"The key {_WITNESS} is not an Ed25519 key.")
+        return key
 
     def is_encrypted(self) -> bool:
         """Whether a passphrase is needed.

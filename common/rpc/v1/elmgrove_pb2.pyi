@@ -322,6 +322,26 @@ class DocumentReply(_message.Message):
     document: bytes
     def __init__(self, document: _Optional[bytes] = ...) -> None: ...
 
+class RegisterWitnessRequest(_message.Message):
+    __slots__ = ("envelope",)
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
+
+class CosignRequest(_message.Message):
+    __slots__ = ("size", "cosignature")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    COSIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    cosignature: str
+    def __init__(self, size: _Optional[int] = ..., cosignature: _Optional[str] = ...) -> None: ...
+
+class CosignReply(_message.Message):
+    __slots__ = ("published",)
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    published: bool
+    def __init__(self, published: _Optional[bool] = ...) -> None: ...
+
 class WithdrawRequest(_message.Message):
     __slots__ = ("envelope",)
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]

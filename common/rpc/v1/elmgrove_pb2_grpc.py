@@ -505,6 +505,16 @@ class LogStub:
                 request_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentRequest.SerializeToString,
                 response_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentReply.FromString,
                 _registered_method=True)
+        self.RegisterWitness = channel.unary_unary(
+                '/elmgrove.v1.Log/RegisterWitness',
+                request_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RegisterWitnessRequest.SerializeToString,
+                response_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Cosign = channel.unary_unary(
+                '/elmgrove.v1.Log/Cosign',
+                request_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignRequest.SerializeToString,
+                response_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignReply.FromString,
+                _registered_method=True)
 
 
 class LogServicer:
@@ -544,6 +554,21 @@ class LogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterWitness(self, request, context):
+        """Log the key with which the caller's client cosigns checkpoints. The envelope is a witness-registered statement signed by the caller.
+        Repeating an envelope gives the same entry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cosign(self, request, context):
+        """Publish the caller's cosignature under the newest checkpoint. The caller has seen that this checkpoint continues all it saw before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LogServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -571,6 +596,16 @@ def add_LogServicer_to_server(servicer, server):
                     servicer.Document,
                     request_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentRequest.FromString,
                     response_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentReply.SerializeToString,
+            ),
+            'RegisterWitness': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterWitness,
+                    request_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.RegisterWitnessRequest.FromString,
+                    response_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.Receipt.SerializeToString,
+            ),
+            'Cosign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cosign,
+                    request_deserializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignRequest.FromString,
+                    response_serializer=common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -708,6 +743,60 @@ class Log:
             '/elmgrove.v1.Log/Document',
             common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentRequest.SerializeToString,
             common_dot_rpc_dot_v1_dot_elmgrove__pb2.DocumentReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterWitness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elmgrove.v1.Log/RegisterWitness',
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.RegisterWitnessRequest.SerializeToString,
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cosign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elmgrove.v1.Log/Cosign',
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignRequest.SerializeToString,
+            common_dot_rpc_dot_v1_dot_elmgrove__pb2.CosignReply.FromString,
             options,
             channel_credentials,
             insecure,

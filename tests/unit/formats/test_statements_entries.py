@@ -28,6 +28,7 @@ STATEMENTS: dict[str, dict[str, Any]] = {
         "manifest": "2" * 64, "base": "3" * 64, "proxies": [{"expert": "moss", "sha256": "4" * 64}],
         "settings": {"steps": 9, "learning_rate": "5e-3"}, "log_size": 9,
     },
+    "witness-registered": {"owner": "elmgrove://grove/owners/anna", "key": "elmgrove/grove/witness/anna+01234567+BA=="},
 }  # fmt: skip
 
 

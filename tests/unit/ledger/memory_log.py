@@ -25,9 +25,11 @@ from common.formats.statements import (
     OwnerRevoked,
     ProxyUse,
     RouterTuned,
+    WitnessRegistered,
 )
 from common.formats.strictjson import b64encode, canonical_bytes
 from common.translog.checkpoint import log_origin
+from common.translog.cosignature import witness_name, witness_vkey
 from common.translog.note import encode_vkey
 from common.trust.certificates import Purpose, TrustRoot, issue_leaf, issue_root
 from common.trust.keys import generate_log_key, generate_signing_key
@@ -168,6 +170,12 @@ class MemoryLog:
             "proxies": tuple(ProxyUse(expert=expert, sha256="a" * 64) for expert in experts), "log_size": len(self.entries),
         }  # fmt: skip
         return self.state("router-tuned", subject or f"model/{'f' * 16}", RouterTuned, by or self.operator, fields, change)
+
+    def witness(self, owner: Party, *, by: Party | None = None, subject: str | None = None, **change: Any) -> bytes:
+        name = owner.uri.rsplit("/", 1)[1]
+        key = witness_vkey(witness_name(self.name, name), generate_log_key())
+        fields = {"schema": "elmgrove.witness-registered/v1", "owner": owner.uri, "key": key}
+        return self.state("witness-registered", subject or f"owner/{name}", WitnessRegistered, by or owner, fields, change)
 
 
 def record(purpose: Purpose, uri: str, leaf: x509.Certificate) -> CertificateRecord:

@@ -17,7 +17,7 @@ from common.formats.limits import MAX_ENTRY_BYTES
 from common.translog.checkpoint import Checkpoint, log_origin, sign_checkpoint
 from common.translog.merkle import leaf_hash, root_hash
 from common.translog.note import encode_vkey
-from common.translog.reader import FolderReader, load_document, read_entries, read_log
+from common.translog.reader import FolderReader, load_document, read_first_entry, read_log
 from common.translog.tiles import encode_entries, entries_path, parse_entries, tile_path, tiles_for
 from coordinator.log.writer import LogWriter
 
@@ -148,8 +148,7 @@ def test_log_as_the_coordinator_writes_it(written: Written) -> None:
     assert list(log.entries) == ENTRIES
     assert (log.checkpoint.size, log.checkpoint.root) == (SIZE, root_hash([leaf_hash(entry) for entry in ENTRIES]))
     assert log.note == (written.folder / "checkpoint").read_bytes()
-    unsigned = read_entries(FolderReader(written.folder))
-    assert (unsigned.checkpoint, unsigned.entries) == (log.checkpoint, log.entries)
+    assert read_first_entry(FolderReader(written.folder)) == ENTRIES[0]
 
 
 def test_log_keeps_no_partial_file_that_a_full_one_replaces(written: Written) -> None:
@@ -213,12 +212,14 @@ def test_log_of_another_key_or_a_malformed_one(written: Written) -> None:
             read_log(MemoryReader(written.files), vkey)
 
 
-def test_unsigned_reading_of_a_log_that_claims_to_be_endless(written: Written) -> None:
+def test_unsigned_reading_takes_the_first_bundle_whatever_the_checkpoint_claims(written: Written) -> None:
     endless = sign_checkpoint(Checkpoint(NAME, 2**63 - 1, bytes(32)), KEY)
-    with pytest.raises(LogError, match="entries/002"):
-        read_entries(MemoryReader(written.files | {"checkpoint": endless}))
+    assert read_first_entry(MemoryReader({"checkpoint": endless, entries_path(0): written.files[entries_path(0)]})) == ENTRIES[0]
     with pytest.raises(LogError, match="malformed"):
-        read_entries(MemoryReader(written.files | {"checkpoint": b"nonsense"}))
+        read_first_entry(MemoryReader(written.files | {"checkpoint": b"nonsense"}))
+    empty = sign_checkpoint(Checkpoint(NAME, 0, root_hash([])), KEY)
+    with pytest.raises(LogError, match="no entries"):
+        read_first_entry(MemoryReader({"checkpoint": empty}))
 
 
 def test_empty_log_has_no_entries() -> None:
