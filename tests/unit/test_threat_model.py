@@ -12,8 +12,10 @@ TEXT = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
 GUARANTEES = re.findall(r"^\| (G\d+) \|(.*)\|$", TEXT, re.MULTILINE)
 
 
-def test_guarantees_are_numbered_from_one_without_a_gap() -> None:
-    assert [number for number, _ in GUARANTEES] == [f"G{at}" for at in range(1, len(GUARANTEES) + 1)]
+def test_guarantees_have_numbers_that_grow() -> None:
+    numbers = [int(number[1:]) for number, _ in GUARANTEES]
+    assert numbers[0] == 1
+    assert numbers == sorted(set(numbers))
 
 
 @pytest.mark.parametrize(("number", "row"), GUARANTEES, ids=[number for number, _ in GUARANTEES])
