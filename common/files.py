@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from common.errors import AlreadyExistsError, StorageError, UsageError
 
 __all__ = ["atomic_folder", "fsync_folder", "fsync_tree", "scratch_folder", "storage_errors", "write_all", "write_atomic"]
 
+_FEW_FILES = 8
+_WRITING_THREADS = 16
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IMPOSSIBLE = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -104,10 +107,7 @@ def write_all(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
     asides: dict[Path, Path] = {}
     with storage_errors(f"{len(files)} files"):
         try:
-            for path, content in files.items():
-                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-                asides[path] = Path(name)
-                _write_durably(descriptor, content, mode)
+            _write_asides(files, asides, mode)
             for path in files:
                 asides[path].replace(path)
                 del asides[path]
@@ -116,6 +116,24 @@ def write_all(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
                 aside.unlink(missing_ok=True)
         for folder in dict.fromkeys(path.parent for path in files):
             fsync_folder(folder)
+
+
+def _write_asides(files: Mapping[Path, bytes], asides: dict[Path, Path], mode: int) -> None:
+    """Write every file aside, noting where before the first byte; many at once, because a disk flushes many nearly as fast as one."""
+
+    def write(paths: Sequence[Path]) -> None:
+        for path in paths:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            asides[path] = Path(name)
+            _write_durably(descriptor, files[path], mode)
+
+    paths = list(files)
+    if len(paths) <= _FEW_FILES:
+        write(paths)
+        return
+    with ThreadPoolExecutor(_WRITING_THREADS) as pool:
+        for part in [pool.submit(write, paths[first::_WRITING_THREADS]) for first in range(_WRITING_THREADS)]:
+            part.result()
 
 
 def _write_durably(descriptor: int, content: bytes, mode: int) -> None:

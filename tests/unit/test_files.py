@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import AlreadyExistsError, StorageError, UsageError
-from common.files import atomic_folder, scratch_folder, storage_errors, write_atomic
+from common.files import atomic_folder, scratch_folder, storage_errors, write_all, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,3 +101,26 @@ def test_an_impossible_place_is_explained(tmp_path: Path, place: str) -> None:
     with pytest.raises(UsageError, match="Cannot write"), atomic_folder(tmp_path / place):
         pass
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_many_files_are_all_written_or_the_failure_leaves_no_debris(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    files = {tmp_path / "ab"[number % 2] / str(number): b"%d" % number for number in range(count)}
+    write_all(files)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*")} == files
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space"):
+        write_all(dict.fromkeys(files, b"other"))
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*")} == files
+    assert len(list(tmp_path.rglob("*"))) == count + 2
