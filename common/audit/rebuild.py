@@ -24,14 +24,14 @@ from common.audit.packages import audit_contents
 from common.audit.report import AuditReport
 from common.errors import AlreadyExistsError, ModelMismatchError, NotFoundError, WithdrawnError
 from common.formats.layout import ROUTER_NAME
-from common.formats.manifest import MANIFEST_NAME, LowRankKind, Manifest, ModelManifest
+from common.formats.manifest import MANIFEST_NAME, LowRankKind, ModelManifest
 from common.formats.strictjson import parse_document
 from common.ledger.state import ExpertState
 from common.progress import ProgressSink, silent
 from common.trust.certificates import TrustRoot
 from common.weights.assembly import AssemblyPlan, digest_assembly, plan_assembly, write_assembly
 from common.weights.plan import ROUTER_FILE, expert_file
-from common.weights.sources import AnchorSource, ExpertSource, Source
+from common.weights.sources import AnchorSource, ExpertSource, Resolver, Source
 from common.weights.template import CONFIG_NAME, COPIED_FILES, anchor_weight_files, expert_parts
 
 __all__ = ["audit_rebuild"]
@@ -99,7 +99,7 @@ def _sources(audited: AuditedLog, model: IdentifiedModel, found: BlobFolders) ->
     base: AnchorSource = Source(anchor, digest, found.resolver(anchor, digest))
     names = [entry.name for entry in anchor.files]
     needed = [CONFIG_NAME, ROUTER_NAME, *anchor_weight_files(names), *(name for name in COPIED_FILES if name in names)]
-    for name in _absent(base, needed):
+    for name in _absent(base.resolve, needed):
         raise NotFoundError(f"{name} of anchor {anchor.name} is not in the folders given with --blobs.")
     experts: list[ExpertSource] = []
     materialised: dict[str, Path] = {}
@@ -111,14 +111,14 @@ def _sources(audited: AuditedLog, model: IdentifiedModel, found: BlobFolders) ->
             materialised[state.digest] = found.full_matrices(state.digest) or model.folder / expert_file(slot)
         else:
             wanted += expert_parts(entry.name for entry in manifest.files)
-        for name in _absent(source, wanted):
+        for name in _absent(source.resolve, wanted):
             raise _missing(audited, state, name)
         experts.append(source)
     return _Sources(base, tuple(experts), materialised)
 
 
-def _absent(source: Source[Manifest] | AnchorSource | ExpertSource, names: Iterable[str]) -> list[str]:
-    return [name for name in names if not source.resolve(name).is_file()]
+def _absent(resolve: Resolver, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not resolve(name).is_file()]
 
 
 def _missing(audited: AuditedLog, expert: ExpertState, name: str) -> NotFoundError | WithdrawnError:
@@ -149,11 +149,12 @@ def _rebuild(report: AuditReport, model: IdentifiedModel, sources: _Sources, out
     with report.checking("rebuilt"):
         plan = plan_assembly(sources.anchor, sources.experts, signed.top_k, signed.licence, materialised=sources.materialised)
         if out is not None and model.tuned is None:
-            raw = write_assembly(plan, out, progress=progress, sign=lambda resources: _same(model, resources[MANIFEST_NAME]))
+            raw = write_assembly(plan, out, progress=progress, sign=lambda resources: _require_logged(model, resources))
         else:
             raw = digest_assembly(plan, progress=progress)
-            _same_files(model, parse_document(ModelManifest, raw))
-            _same(model, hashlib.sha256(raw).hexdigest())
+            rebuilt = parse_document(ModelManifest, raw)
+            digests = {entry.name: entry.sha256 for entry in rebuilt.files}
+            _require_logged(model, digests | {MANIFEST_NAME: hashlib.sha256(raw).hexdigest()})
     digest = hashlib.sha256(raw).hexdigest()
     report.facts |= {"rebuilt": digest, "files": len(plan.files), "bytes": plan.size}
     report.holds(
@@ -166,27 +167,20 @@ def _rebuild(report: AuditReport, model: IdentifiedModel, sources: _Sources, out
         report.holds("out", f"{out} is the model, signature included")
 
 
-def _same(model: IdentifiedModel, digest: str) -> bytes:
-    """The model's own signature, if what was rebuilt is what the log says.
+def _require_logged(model: IdentifiedModel, rebuilt: Mapping[str, str]) -> bytes:
+    """The model's own signature, if the files that were rebuilt, by name and SHA-256, are what the log says.
 
     Raises:
-        ModelMismatchError: it is not.
-    """
-    if model.assembled is None or digest != model.assembled.digest:
-        raise ModelMismatchError("The parts that the log names give another model than the one that was logged.")
-    return model.signed.bundle
-
-
-def _same_files(model: IdentifiedModel, rebuilt: ModelManifest) -> None:
-    """Name the first file that came out differently, for a better message than that of the whole.
-
-    Raises:
-        ModelMismatchError: one did.
+        ModelMismatchError: they are not; the first that came out differently is named.
     """
     expected = {entry.name: entry.sha256 for entry in model.signed.manifest.files}
-    for entry in rebuilt.files:
-        if entry.sha256 != expected.get(entry.name) and not (model.tuned is not None and entry.name == ROUTER_FILE):
-            raise ModelMismatchError(f"{entry.name} of the model is not the file that its parts give.")
+    trained = {ROUTER_FILE} if model.tuned is not None else set()
+    for name in sorted(rebuilt.keys() - trained - {MANIFEST_NAME}):
+        if rebuilt[name] != expected.get(name):
+            raise ModelMismatchError(f"{name} of the model is not the file that its parts give.")
+    if model.assembled is None or rebuilt[MANIFEST_NAME] != model.assembled.digest:
+        raise ModelMismatchError("The parts that the log names give another model than the one that was logged.")
+    return model.signed.bundle
 
 
 def _write_untuned(report: AuditReport, plan: AssemblyPlan, out: Path | None, progress: ProgressSink) -> None:
