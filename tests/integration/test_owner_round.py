@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import programs
 from tests.support.owner_world import CONSORTIUM, ROOT, TINY, Owner, World, environment, free_port, running
+from tests.support.programs import run as run_program
+from tests.support.programs import run_json
 from tests.support.tiny_manifests import expert_manifest
 
 
@@ -111,9 +112,9 @@ def test_an_auditor_checks_the_receipts_that_an_owner_keeps(owner: Owner, world:
     owner.run("push", "ballads", "--yes")
     root, kept = owner.home / "root.pem", owner.home / "receipts"
     for receipt in (kept / "founding", kept / "admitted", kept / "experts" / "ballads-v1"):
-        assert "It holds." in programs.run("audit", "receipt", receipt, "--root", root).stdout
+        assert "It holds." in run_program("audit", "receipt", receipt, "--root", root).stdout
     options = ["--log", world.home.log, "--package", package]
-    found = programs.run_json("audit", "receipt", kept / "experts" / "ballads-v1", "--root", root, *options)
+    found = run_json("audit", "receipt", kept / "experts" / "ballads-v1", "--root", root, *options)
     assert (found["about"], found["expert"]["standing"]) == ("expert/ballads@1", "in force")
 
 
