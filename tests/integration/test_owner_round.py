@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from common.translog.cosignature import witness_name
 from tests.support.owner_world import CONSORTIUM, ROOT, TINY, Owner, World, environment, free_port, running
 from tests.support.programs import run as run_program
 from tests.support.programs import run_json
@@ -72,7 +73,7 @@ def test_an_anchor_that_was_changed_on_disk_is_noticed(owner: Owner, anchor: str
     owner.run("pull")
 
 
-def test_push_then_supersede_then_withdraw(owner: Owner, anchor: str) -> None:
+def test_push_then_supersede_then_withdraw(owner: Owner, world: World, anchor: str) -> None:
     first = owner.package("letters", anchor)
     assert "letters" in owner.run("review", "letters").stdout
     facts = owner.json("push", "letters", "--yes")
@@ -101,6 +102,8 @@ def test_push_then_supersede_then_withdraw(owner: Owner, anchor: str) -> None:
     for options in ((), ("--offline",)):
         after = {item["version"]: item["state"] for item in owner.json("status", *options)["experts"]}
         assert after == {1: "superseded", 2: "withdrawn"}
+    checkpoint = (world.home.log / "checkpoint").read_text()
+    assert witness_name(CONSORTIUM, "anna") in checkpoint, "what was followed was not cosigned"
     owner.run("withdraw", "letters", "--yes", expect=57)
     owner.run("withdraw", "unheard-of", "--yes", expect=17)
     owner.run("train", "--data", "x", "--name", "letters", expect=57)
