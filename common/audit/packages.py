@@ -53,7 +53,13 @@ class FolderDocuments:
 
 
 def audit_package(
-    folder: Path, root: TrustRoot, *, at: datetime | None = None, log: Path | None = None, progress: ProgressSink = silent
+    folder: Path,
+    root: TrustRoot,
+    *,
+    at: datetime | None = None,
+    log: Path | None = None,
+    tensors: bool = False,
+    progress: ProgressSink = silent,
 ) -> AuditReport:
     """Check a package's or anchor's signature and every byte of it.
 
@@ -63,6 +69,7 @@ def audit_package(
         at: without a log, the time at which the signer's certificate must be valid (now by default); with a log, the log is taken as it
             stood then.
         log: the log's files; the certificate must then have been valid when the log took the package.
+        tensors: also do what admission did: recompute every tensor's digest, and look for NaN and infinity.
         progress: told of the bytes hashed.
 
     Raises:
@@ -86,12 +93,12 @@ def audit_package(
             signed = verify_documents(documents, root, moment)
         report.holds("signature", f"by {signed.signer.uri}, whose certificate was valid at {format_time(moment)}")
         report.facts |= _facts(signed)
-        audit_contents(report, folder, signed.manifest, signed.signer.uri, progress=progress)
+        audit_contents(report, folder, signed.manifest, signed.signer.uri, tensors=tensors, progress=progress)
+        if tensors:
+            with report.also_checking("values", "every value of every tensor is a finite number"):
+                check_finite(signed.manifest, in_folder(folder), progress=progress)
         with report.also_checking("form", "the files and tensors are those of its kind"):
             _check_form(signed.manifest, folder, audited)
-        if not report.faults:
-            with report.also_checking("values", "every value is a finite number"):
-                check_finite(signed.manifest, in_folder(folder))
         if audited is not None and logged is not None:
             _report_standing(report, audited, logged)
     return report
@@ -170,14 +177,16 @@ def audit_contents(
     signer: str,
     *,
     origin: Callable[[str], str] | None = None,
+    tensors: bool = True,
     progress: ProgressSink,
 ) -> None:
     """Report whether a folder holds exactly the files, tensors and bytes of its manifest; arguments as ``content_faults``."""
     with report.also_checking("files", f"{len(manifest.files)} files, flat, nothing else"):
         check_folder_members(folder, manifest)
-    faults = content_faults(manifest, in_folder(folder), signer, origin=origin, progress=progress)
+    faults = content_faults(manifest, in_folder(folder), signer, origin=origin, tensors=tensors, progress=progress)
     total = sum(entry.size for entry in manifest.files)
     report.outcome("contents", faults, f"{len(manifest.tensors)} tensors, {total:,} bytes: every one as {signer} signed it")
+    report.facts["tensor_digests_recomputed"] = tensors
 
 
 def _check_form(manifest: Manifest, folder: Path, audited: AuditedLog | None) -> None:

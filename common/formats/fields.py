@@ -56,7 +56,8 @@ IdentityUri = Annotated[
 """Who a certificate speaks for; the one subject alternative name of a leaf."""
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$", max_length=127)]
 """A flat file name: no folders, no leading dot."""
-TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.]{0,254}$", max_length=255)]
+TENSOR_NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9_.]{0,254}"
+TensorName = Annotated[str, StringConstraints(pattern=rf"^{TENSOR_NAME_PATTERN}$", max_length=255)]
 """A Hugging Face tensor name."""
 Timestamp = Annotated[str, StringConstraints(max_length=20), AfterValidator(_check_time)]
 """UTC to the second, ``2026-01-31T08:00:00Z``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Final, NoReturn
 
 from common.errors import ArchitectureError, FormatError
@@ -50,7 +51,7 @@ def loads_config(raw: bytes) -> dict[str, Any]:
     if len(raw) > _MAX_CONFIG_BYTES:
         raise FormatError("config.json is too large.")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FormatError("config.json is not valid JSON.") from error
     if not isinstance(value, dict):
@@ -60,6 +61,13 @@ def loads_config(raw: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError("a number is too large")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A file is 8 bytes little-endian header length N, N bytes of JSON, then the tenso
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from math import prod
 from typing import Any, Final
 
 from common.errors import FormatError, LimitError, SafetensorsError
+from common.formats.fields import TENSOR_NAME_PATTERN
 from common.formats.limits import MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS
 from common.formats.strictjson import loads_strict
 
@@ -23,6 +25,7 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
 PREFIX_BYTES: Final = 8
 _ALIGNMENT: Final = 8  # bytes; the library pads the header so that tensors start aligned
 _MAX_DIMENSIONS: Final = 4
+_NAME: Final = re.compile(TENSOR_NAME_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ def parse_header(raw: bytes, file_size: int) -> Header:
     """Parse the JSON header ``raw`` (without its length prefix) of a file of ``file_size`` bytes.
 
     Raises:
-        SafetensorsError: malformed JSON, a duplicate tensor, an unknown dtype, a shape that does not fit its bytes, or bytes that
-            belong to no tensor or to two.
+        SafetensorsError: malformed JSON, a duplicate tensor, a name that no manifest may hold, an unknown dtype, a shape that does not
+            fit its bytes, or bytes that belong to no tensor or to two.
         LimitError: too many tensors.
     """
     if not raw.startswith(b"{"):
@@ -95,6 +98,8 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def _span(name: str, entry: Any, data_start: int) -> TensorSpan:
+    if not _NAME.fullmatch(name):
+        raise SafetensorsError(f"The tensor name {name[:100]!r} is not allowed: use letters, digits, dots and underscores.")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise SafetensorsError(f"Tensor {name[:100]!r} has not exactly the fields dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -11,7 +11,7 @@ from common.errors import FormatError
 from common.formats.fields import Digest, IdentityUri, Name, Text, Timestamp
 from common.formats.limits import MAX_DOCUMENT_BYTES
 from common.formats.manifest import ExpertSlot, SummaryKey, SummaryValue
-from common.formats.strictjson import Document, loads_strict
+from common.formats.strictjson import Document, first_fault, loads_strict
 
 __all__ = [
     "STATEMENT_PAYLOAD_TYPE",
@@ -220,6 +220,4 @@ def parse_statement(raw: bytes) -> Statement:
     try:
         return _ADAPTER.validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise FormatError(f"Statement: {place}: {first['msg']}.") from error
+        raise FormatError(f"Statement: {first_fault(error)}.") from error

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.errors import FormatError, LimitError
 from common.formats.limits import MAX_DOCUMENT_BYTES, MAX_JSON_DEPTH, MAX_JSON_NODES
 
-__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "loads_strict", "parse_document"]
+__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "first_fault", "loads_strict", "parse_document"]
 
+_MAX_QUOTED = 80  # characters of one key in a message
+_MAX_MESSAGE = 300  # characters
 _MAX_SAFE_INTEGER = 2**53 - 1  # the largest integer every JSON reader agrees on (RFC 8259, section 6)
 
 
@@ -148,9 +150,15 @@ def parse_document(kind: type[DocumentT], raw: bytes, *, max_bytes: int = MAX_DO
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise FormatError(f"{kind.__name__}: {place}: {first['msg']}.") from error
+        raise FormatError(f"{kind.__name__}: {first_fault(error)}.") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a document's first fault is, and what it is. Keys and values in it are a stranger's, so they are cut and made printable."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part)[:_MAX_QUOTED] for part in first["loc"]) or "the document"
+    text = f"{place}: {first['msg'][:_MAX_MESSAGE]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def canonical_bytes(document: Document) -> bytes:

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from common.errors import CertificateError, FormatError
 from common.formats.fields import check_name
@@ -75,7 +75,8 @@ class TrustRoot:
         """Read a root certificate's DER.
 
         Raises:
-            CertificateError: malformed, not self-signed, not a P-256 CA with path length 0, or without key usage keyCertSign.
+            CertificateError: malformed, not self-signed, not a P-256 CA with path length 0, without key usage keyCertSign, restricted to
+                some extended key usage, or with an unknown critical extension.
         """
         certificate = _load(der)
         _check_curve(certificate)
@@ -84,6 +85,9 @@ class TrustRoot:
         usage = _extension(certificate, x509.KeyUsage)
         if not constraints.ca or constraints.path_length != 0 or not usage.key_cert_sign:
             raise CertificateError("The root certificate is not a certification authority for leaves.")
+        if any(extension.oid == ExtensionOID.EXTENDED_KEY_USAGE for extension in certificate.extensions):
+            raise CertificateError("The root certificate is restricted to some extended key usage.")
+        _check_critical(certificate)
         return cls(certificate=certificate, der=der, fingerprint=hashlib.sha256(der).hexdigest())
 
 
@@ -201,9 +205,10 @@ def public_key_from_csr(der: bytes) -> ec.EllipticCurvePublicKey:
 def verify_leaf(der: bytes, root: TrustRoot, purpose: Purpose, at: datetime) -> VerifiedLeaf:
     """Verify that ``der`` is a leaf of ``root`` for ``purpose``, valid at ``at``.
 
-    (1) it parses, with nothing after it; (2) its key is P-256; (3) the root issued it directly; (4) leaf and root are valid at ``at``;
-    (5) it is no CA; (6) its key usage is digitalSignature and nothing else; (7) its one extended key usage is the purpose's; (8) it
-    names exactly one URI; (9) no critical extension is unknown.
+    (1) it parses, with nothing after it; (2) its key is P-256; (3) the root issued it directly, with ECDSA and SHA-256; (4) leaf and root
+    are valid at ``at``, and the leaf's validity does not begin before the root's; (5) it is no CA; (6) its key usage is digitalSignature
+    and nothing else; (7) its one extended key usage is the purpose's; (8) it names exactly one URI; (9) no critical extension is
+    unknown.
 
     The caller compares ``uri`` with the identity it expects, and asks the ledger about revocation.
 
@@ -218,6 +223,8 @@ def verify_leaf(der: bytes, root: TrustRoot, purpose: Purpose, at: datetime) -> 
             raise CertificateError(f"The {name} is not yet valid at {at:%Y-%m-%d %H:%M:%S} UTC.")
         if at > holder.not_valid_after_utc:
             raise CertificateError(f"The {name} had expired at {at:%Y-%m-%d %H:%M:%S} UTC.")
+    if certificate.not_valid_before_utc < root.certificate.not_valid_before_utc:
+        raise CertificateError("The certificate's validity begins before that of the root certificate.")
     if _extension(certificate, x509.BasicConstraints).ca:  # (5)
         raise CertificateError("The certificate is a certification authority's, not a leaf.")
     if _extension(certificate, x509.KeyUsage) != _key_usage(digital_signature=True, key_cert_sign=False):  # (6)
@@ -227,9 +234,7 @@ def verify_leaf(der: bytes, root: TrustRoot, purpose: Purpose, at: datetime) -> 
     uris = _extension(certificate, x509.SubjectAlternativeName).get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:  # (8)
         raise CertificateError("The certificate does not name exactly one identity.")
-    for extension in certificate.extensions:  # (9)
-        if extension.critical and extension.oid not in _KNOWN_EXTENSIONS:
-            raise CertificateError("The certificate has an unknown critical extension.")
+    _check_critical(certificate)  # (9)
     return VerifiedLeaf(
         uri=uris[0], certificate=certificate, public_key=key, serial=certificate.serial_number, der=der,
         fingerprint=hashlib.sha256(der).hexdigest(),
@@ -259,7 +264,15 @@ def _check_curve(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def _check_critical(certificate: x509.Certificate) -> None:
+    for extension in certificate.extensions:
+        if extension.critical and extension.oid not in _KNOWN_EXTENSIONS:
+            raise CertificateError("The certificate has an unknown critical extension.")
+
+
 def _check_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+        raise CertificateError("The certificate is not signed with ECDSA and SHA-256.")
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from common.errors import LayoutError, SignatureError
+from common.errors import SignatureError
 from common.formats.fields import Digest, FileName
 from common.formats.limits import MAX_BUNDLE_BYTES, MAX_FILES
 from common.formats.manifest import SIGNATURE_NAME
@@ -24,7 +21,7 @@ from common.formats.strictjson import Document, parse_document
 from common.trust.certificates import TrustRoot, VerifiedLeaf
 from common.trust.envelope import sign_envelope, verify_envelope
 
-__all__ = ["OMS_PAYLOAD_TYPE", "VerifiedResources", "sign_folder", "sign_resources", "statement_payload", "verify_bundle"]
+__all__ = ["OMS_PAYLOAD_TYPE", "VerifiedResources", "sign_resources", "statement_payload", "verify_bundle"]
 
 OMS_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -33,8 +30,6 @@ GIT_NAMES: Final = frozenset({".git", ".github", ".gitattributes", ".gitignore"}
 """What the stock tool always ignores; names no flat folder of ours can hold, so an honest stock signature may list them."""
 _IGNORABLE: Final = GIT_NAMES | {SIGNATURE_NAME}
 """The stock tool also lists the signature it is writing, when that lies in the folder."""
-_FILE_NAME: Final = TypeAdapter(FileName)
-_READ = 1 << 20  # bytes
 
 
 def _refuse_true(value: bool) -> bool:
@@ -115,42 +110,6 @@ def _root_digest(ordered: list[tuple[str, str]]) -> str:
 def sign_resources(resources: Mapping[str, str], name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> bytes:
     """Sign files whose digests are known; returns the bytes of ``model.sig``."""
     return sign_envelope(statement_payload(resources, name), OMS_PAYLOAD_TYPE, key, certificate)
-
-
-def sign_folder(folder: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> bytes:
-    """Hash every file of a flat ``folder`` but its signature, and sign; writes nothing.
-
-    Raises:
-        LayoutError: the folder is missing or empty, or holds a link, a folder, anything else that is no regular file, or a name that
-            :func:`verify_bundle` would not take.
-    """
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.name != SIGNATURE_NAME)
-    except OSError as error:
-        raise LayoutError(f"There is no folder {folder.name} that can be read.") from error
-    if not paths:
-        raise LayoutError(f"The folder {folder.name} holds nothing to sign.")
-    resources = {path.name: _hash_regular(path) for path in paths}
-    return sign_resources(resources, folder.name, key, certificate)
-
-
-def _hash_regular(path: Path) -> str:
-    try:
-        _FILE_NAME.validate_python(path.name)
-    except ValidationError as error:
-        raise LayoutError(f"{path.name!r} is not a name for a signed file: use letters, digits, dots, hyphens and underscores.") from error
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise LayoutError(f"{path.name} is not a regular file that can be read.") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise LayoutError(f"{path.name} is not a regular file.")
-    digest = hashlib.sha256()
-    with os.fdopen(descriptor, "rb") as stream:
-        while block := stream.read(_READ):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def verify_bundle(raw: bytes, root: TrustRoot, *, at: datetime) -> VerifiedResources:

@@ -113,18 +113,21 @@ def content_faults(
     signer: str,
     *,
     origin: Callable[[str], str] | None = None,
+    tensors: bool = True,
     progress: ProgressSink = silent,
 ) -> list[ElmgroveError]:
     """Every way in which the files differ from the manifest, most telling first within each file; empty when they are the same.
 
-    Each file is opened once, and what is hashed is what was opened. Chunk digests are not compared: they serve transfer, and the
-    digest of the whole already binds every byte.
+    What is hashed is what was opened. The digest of a file binds its every byte, so chunk digests, which serve transfer, are never
+    compared, and tensor digests only when they are asked for (``docs/formats.md``, section 4.1). A file whose own digest differs is
+    read once more, so that the tensor that changed is named.
 
     Args:
         manifest: whose signature the caller has checked, or which the caller built.
         resolve: where the files lie.
         signer: who stands for the manifest, for messages.
         origin: from a tensor's name to who signed that tensor; ``signer`` for all of them by default.
+        tensors: also recompute every tensor's digest, for a caller who is going to rely on the manifest's; twice the time.
         progress: told of the bytes hashed.
     """
     signer_of = origin or (lambda _name: signer)
@@ -134,27 +137,42 @@ def content_faults(
     meter = Meter("Verifying", sum(entry.size for entry in manifest.files), progress)
 
     def check(entry: FileEntry) -> list[ElmgroveError]:
-        return _file_faults(entry, tables[entry.name], resolve(entry.name), signer, signer_of, meter)
+        return _file_faults(entry, tables[entry.name], resolve(entry.name), signer, signer_of, tensors=tensors, meter=meter)
 
-    return [fault for faults in map_threads(check, manifest.files, meter) for fault in faults]
+    largest_first = sorted(manifest.files, key=lambda entry: -entry.size)  # so that no core is left with a large file at the end
+    found = dict(zip((entry.name for entry in largest_first), map_threads(check, largest_first, meter), strict=True))
+    return [fault for entry in manifest.files for fault in found[entry.name]]
 
 
 def _file_faults(
-    entry: FileEntry, table: Mapping[str, TensorEntry], path: Path, signer: str, signer_of: Callable[[str], str], meter: Meter
+    entry: FileEntry,
+    table: Mapping[str, TensorEntry],
+    path: Path,
+    signer: str,
+    signer_of: Callable[[str], str],
+    *,
+    tensors: bool,
+    meter: Meter,
 ) -> list[ElmgroveError]:
     try:
-        scan = scan_file(path, name=entry.name, chunks=False, meter=meter)
+        scan = scan_file(path, name=entry.name, chunks=False, tensors=tensors, meter=meter)
+        if _changed(entry, scan) and not tensors:
+            scan = scan_file(path, name=entry.name, chunks=False)
     except NotFoundError:
         return [LayoutError(f"{entry.name} is missing.")]
     except (LayoutError, DigestError) as error:
         return [error]
-    changed = scan.digest.sha256 != entry.sha256 or scan.digest.size != entry.size
+    changed = _changed(entry, scan)
     if scan.fault is not None:
         return [_damaged(entry, scan, signer, f" ({scan.fault})") if changed else scan.fault]
     faults: list[ElmgroveError] = list(_tensor_faults(entry.name, table, scan, signer_of))
     if changed and not faults:
         faults.append(_damaged(entry, scan, signer, " outside its tensors' values" if scan.header else ""))
     return faults
+
+
+def _changed(entry: FileEntry, scan: ScannedFile) -> bool:
+    return (scan.digest.sha256, scan.digest.size) != (entry.sha256, entry.size)
 
 
 def _damaged(entry: FileEntry, scan: ScannedFile, signer: str, where: str) -> DigestError:
@@ -176,12 +194,12 @@ def _tensor_faults(
         elif (spans[name].dtype, spans[name].shape) != (table[name].dtype, table[name].shape):
             found = f"{spans[name].dtype} {list(spans[name].shape)}"
             yield DigestError(f"{where} is {found} where {signer} signed {table[name].dtype} {list(table[name].shape)}.")
-        elif scan.tensors[name] != table[name].sha256:
+        elif scan.tensors.get(name, table[name].sha256) != table[name].sha256:
             yield DigestError(f"{where} differs from the one {signer} signed.")
 
 
-def check_contents(manifest: Manifest, resolve: Resolver, signer: str, *, progress: ProgressSink = silent) -> None:
-    """Check that the files are, byte for byte and tensor by tensor, what the manifest says.
+def check_contents(manifest: Manifest, resolve: Resolver, signer: str, *, tensors: bool = True, progress: ProgressSink = silent) -> None:
+    """Check that the files are, byte for byte and tensor by tensor, what the manifest says; arguments as :func:`content_faults`.
 
     Raises:
         DigestError: a file or tensor differs; tensors are named.
@@ -189,7 +207,7 @@ def check_contents(manifest: Manifest, resolve: Resolver, signer: str, *, progre
         SafetensorsError, LimitError: a file that was signed as it is, is malformed.
         StorageError: a file cannot be read.
     """
-    faults = content_faults(manifest, resolve, signer, progress=progress)
+    faults = content_faults(manifest, resolve, signer, tensors=tensors, progress=progress)
     if faults:
         raise faults[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Final, Protocol
 
 from common.errors import DigestError, LayoutError, LimitError, NotFoundError, StorageError
 from common.formats.limits import CHUNK_BYTES
-from common.progress import ProgressSink, silent
-from common.weights.parallel import Meter, map_threads
+from common.weights.parallel import Meter
 
-__all__ = ["BLOCK_BYTES", "FileDigest", "HashingReader", "digest_file", "digest_folder", "open_regular", "read_exactly", "read_small"]
+__all__ = ["BLOCK_BYTES", "FileDigest", "HashingReader", "digest_file", "open_regular", "read_exactly", "read_small"]
 
 BLOCK_BYTES: Final = 1024 * 1024  # bytes read at a time; stays in the core's cache while several hashes pass over it
 
@@ -177,16 +176,3 @@ def digest_file(path: Path, *, chunks: bool = True, meter: Meter | None = None) 
     """
     with open_regular(path) as descriptor:
         return HashingReader(descriptor, path.name, chunks=chunks, meter=meter).finish()
-
-
-def digest_folder(folder: Path, names: Iterable[str], *, progress: ProgressSink = silent) -> Mapping[str, FileDigest]:
-    """Digests of the files ``names`` in ``folder``, on all cores; keys keep the given order.
-
-    Raises:
-        NotFoundError, LayoutError, StorageError, DigestError: as :func:`digest_file`.
-    """
-    wanted = list(names)
-    total = sum((folder / name).lstat().st_size for name in wanted if (folder / name).exists())
-    meter = Meter(f"Hashing {folder.name}", total, progress)
-    digests = map_threads(lambda name: digest_file(folder / name, meter=meter), wanted, meter)
-    return dict(zip(wanted, digests, strict=True))

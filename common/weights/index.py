@@ -12,7 +12,7 @@ from typing import Final
 
 from common.errors import FormatError, LayoutError, LimitError, NotFoundError, SafetensorsError, StorageError
 from common.formats.limits import MAX_FILES
-from common.formats.safetensors import PREFIX_BYTES, Header, parse_header, parse_length
+from common.formats.safetensors import PREFIX_BYTES, Header, TensorSpan, parse_header, parse_length
 from common.weights.digests import FileDigest, HashingReader, open_regular
 from common.weights.parallel import Meter
 
@@ -26,7 +26,8 @@ _FLAT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")  # fields.FileName
 class ScannedFile:
     """One file after one pass: its digests and, if it is a safetensors file, its header and the SHA-256 of each tensor.
 
-    ``fault`` says why a file named ``.safetensors`` is not one; its digests hold all the same.
+    ``tensors`` is empty when tensors were not asked for. ``fault`` says why a file named ``.safetensors`` is not one; its digests
+    hold all the same.
     """
 
     digest: FileDigest
@@ -98,13 +99,16 @@ def _named(error: FormatError, name: str) -> FormatError:
     return type(error)(f"{name}: {error}")
 
 
-def scan_file(path: Path, *, name: str | None = None, chunks: bool = True, meter: Meter | None = None) -> ScannedFile:
+def scan_file(path: Path, *, name: str | None = None, chunks: bool = True, tensors: bool = True, meter: Meter | None = None) -> ScannedFile:
     """Digest a file and, if ``name`` ends in ``.safetensors``, each of its tensors, in one pass over one descriptor.
+
+    Every further digest costs as much time as the file's own.
 
     Args:
         path: where the bytes lie.
         name: the file's name in its manifest; ``path.name`` by default. A content-addressed blob has another name on disk.
         chunks: also digest the 16 MiB chunks.
+        tensors: also digest every tensor; the header is parsed in any case.
         meter: told of every block.
 
     Raises:
@@ -121,12 +125,14 @@ def scan_file(path: Path, *, name: str | None = None, chunks: bool = True, meter
             header = parse_header(reader.take(length), reader.size)
         except FormatError as error:
             return ScannedFile(digest=reader.finish(), header=None, tensors={}, fault=_named(error, name))
-        tensors = {}
-        for span in header.tensors:
-            hasher = hashlib.sha256()
-            reader.feed(span.end - span.start, hasher)
-            tensors[span.name] = hasher.hexdigest()
-        return ScannedFile(digest=reader.finish(), header=header, tensors=tensors, fault=None)
+        digests = {span.name: _feed_tensor(reader, span) for span in header.tensors} if tensors else {}
+        return ScannedFile(digest=reader.finish(), header=header, tensors=digests, fault=None)
+
+
+def _feed_tensor(reader: HashingReader, span: TensorSpan) -> str:
+    hasher = hashlib.sha256()
+    reader.feed(span.end - span.start, hasher)
+    return hasher.hexdigest()
 
 
 def tensor_digests(path: Path) -> Mapping[str, str]:

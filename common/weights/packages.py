@@ -11,8 +11,13 @@ not verified is never returned.
       5. the bundle's files are exactly ``manifest.json`` and the manifest's file table, with the same digests
     Folders (``verify_package``, ``verify_anchor``, ``verify_model``)
       6. the folder holds exactly those files and ``model.sig``: flat, regular, no links
-      7. every file's bytes and every tensor's name, dtype, shape and bytes are those of the manifest, and nothing is left over
+      7. every file's bytes and every tensor's name, dtype and shape are those of the manifest, and nothing is left over; with
+         ``tensors``, every tensor's digest is recomputed as well
       8. the files are those its kind must have (parts, router and privacy report; an Olmo2 checkpoint and its router)
+
+Without ``tensors`` the bytes are the signer's all the same: the digests of files bind them. What is then taken from the signer is that
+the tensor table says of those bytes what is true. Whoever goes on to rely on the table, as admission does for every later model,
+asks for ``tensors`` (``docs/formats.md``, section 4.1).
 
 Left to the caller: revocation and withdrawal (``common/ledger``), whether the expert fits its anchor (``check_template``), and
 whether its values are finite (``check_finite``).
@@ -209,9 +214,9 @@ def check_folder_members(folder: Path, manifest: Manifest, *, signed: bool = Tru
     check_members(found, expected, folder.name)
 
 
-def _verify_bytes(signed: Signed[ManifestT], folder: Path, progress: ProgressSink) -> Verified[ManifestT]:
+def _verify_bytes(signed: Signed[ManifestT], folder: Path, progress: ProgressSink, *, tensors: bool = False) -> Verified[ManifestT]:
     check_folder_members(folder, signed.manifest)
-    check_contents(signed.manifest, in_folder(folder), signed.signer.uri, progress=progress)
+    check_contents(signed.manifest, in_folder(folder), signed.signer.uri, tensors=tensors, progress=progress)
     return Verified(
         manifest=signed.manifest,
         manifest_bytes=signed.manifest_bytes,
@@ -225,9 +230,23 @@ def _verify_bytes(signed: Signed[ManifestT], folder: Path, progress: ProgressSin
 
 
 def verify_package(
-    folder: Path, root: TrustRoot, *, at: datetime, owner: str | None = None, progress: ProgressSink = silent
+    folder: Path,
+    root: TrustRoot,
+    *,
+    at: datetime,
+    owner: str | None = None,
+    tensors: bool = False,
+    progress: ProgressSink = silent,
 ) -> VerifiedPackage:
     """All eight steps for an expert package.
+
+    Args:
+        folder: the package.
+        root: the consortium's root certificate.
+        at: the time at which the certificate must be valid.
+        owner: URI of the owner it must be from; by default whoever the manifest names.
+        tensors: also recompute every tensor's digest; twice the time.
+        progress: told of the bytes hashed.
 
     Raises:
         NotFoundError: there is no such folder, manifest or signature.
@@ -237,7 +256,7 @@ def verify_package(
     """
     list_folder(folder)
     signed = verify_expert_documents(read_bundle(folder), read_manifest(folder), root, at=at, owner=owner)
-    verified = _verify_bytes(signed, folder, progress)
+    verified = _verify_bytes(signed, folder, progress, tensors=tensors)
     check_expert_files(verified.manifest, in_folder(folder))
     return verified
 
@@ -282,7 +301,7 @@ def inspect_package(folder: Path, *, progress: ProgressSink = silent) -> Inspect
     raw = read_manifest(folder)
     manifest = parse_document(ExpertManifest, raw)
     check_folder_members(folder, manifest, signed=False)
-    check_contents(manifest, in_folder(folder), "the manifest's author", progress=progress)
+    check_contents(manifest, in_folder(folder), "the manifest's author", tensors=False, progress=progress)
     check_expert_files(manifest, in_folder(folder))
     digest = hashlib.sha256(raw).hexdigest()
     return InspectedPackage(

@@ -175,7 +175,7 @@ def _admit(coordinator: Coordinator, owner: OwnerState, record: UploadRecord) ->
     if missing:  # (2)
         raise IncompleteUploadError(f"{len(missing)} chunks have not arrived yet.")
     folder = coordinator.uploads.folder(record.id)
-    verify_package(folder, coordinator.root, at=utc_now(), owner=owner.uri)  # (3)
+    verify_package(folder, coordinator.root, at=utc_now(), owner=owner.uri, tensors=True)  # (3)
     check_finite(manifest, in_folder(folder))
     check_materialised(coordinator, coordinator.ledger.state(), Source(manifest, record.manifest, in_folder(folder)))
     documents = (_document(coordinator, record, SIGNATURE_NAME), _document(coordinator, record, MANIFEST_NAME))

@@ -17,6 +17,8 @@ BENCHMARKS = {
     "assembly_vs_cp": "tests.bench.assembly:assembly_vs_cp",
     "assembly_rss_mb": "tests.bench.assembly:assembly_rss_mb",
     "verify_vs_sha256": "tests.bench.verify:verify_vs_sha256",
+    "verify_vs_model_signing": "tests.bench.verify:verify_vs_model_signing",
+    "sign_vs_model_signing": "tests.bench.verify:sign_vs_model_signing",
     "log_append_per_s": "tests.bench.log:log_append_per_s",
     "log_proof_ms": "tests.bench.log:log_proof_ms",
     "log_submit_vs_verify": "tests.bench.log:log_submit_vs_verify",

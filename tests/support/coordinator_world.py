@@ -31,7 +31,6 @@ from common.rpc.limits import PIECE_BYTES
 from common.rpc.v1 import elmgrove_pb2 as pb
 from common.trust.certificates import make_csr
 from common.trust.keys import generate_signing_key, private_key_pem
-from common.trust.oms import sign_folder
 from common.trust.statements import sign_statement
 from coordinator.config import Home
 from coordinator.store.uploads import ChunkKey
@@ -42,6 +41,7 @@ from coordinator.usecases.invite import invite
 from coordinator.usecases.publish_anchor import publish_anchor
 from coordinator.usecases.receive import ChunkReceiver
 from coordinator.usecases.uploads import commit_upload, offer_upload
+from tests.support.signing import sign_folder
 from tests.support.tiny_manifests import expert_manifest
 from tests.support.tiny_weights import TINY, TinyShape, write_anchor_files, write_expert_files
 

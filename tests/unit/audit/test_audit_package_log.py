@@ -19,7 +19,7 @@ from common.errors import (
     TemplateError,
 )
 from common.formats.fields import format_time
-from common.trust.oms import sign_folder
+from tests.support.signing import sign_folder
 from tests.support.tiny_consortium import TinyConsortium
 from tests.support.tiny_manifests import expert_manifest
 from tests.support.tiny_weights import TinyShape, write_expert_files

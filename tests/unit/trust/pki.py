@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -39,9 +39,9 @@ class Pki:
 
 @cache
 def pki() -> Pki:
-    """One consortium for all tests: a root and anna's signing leaf, issued at ``NOW``."""
+    """One consortium for all tests: a root of two days before ``NOW``, and anna's signing leaf, issued at ``NOW``."""
     root_key, key = generate_signing_key(), generate_signing_key()
-    root = TrustRoot.from_der(der(issue_root("grove", root_key, NOW)))
+    root = TrustRoot.from_der(der(issue_root("grove", root_key, NOW - 2 * DAY)))
     return Pki(root_key, root, key, issue_leaf(root, root_key, key.public_key(), "signing", URI, NOW))
 
 
@@ -68,6 +68,7 @@ class Shape:
     issuer: x509.Name | None = None
     issuer_key: Any = None
     public_key: Any = None
+    algorithm: hashes.HashAlgorithm | None = field(default_factory=hashes.SHA256)
 
 
 def make(shape: Shape) -> bytes:
@@ -88,7 +89,7 @@ def make(shape: Shape) -> bytes:
         if value is not None:
             builder = builder.add_extension(value, critical=critical)
     signer = shape.issuer_key or world.root_key
-    return der(builder.sign(signer, hashes.SHA256()))
+    return der(builder.sign(signer, shape.algorithm))
 
 
 def wrap(payload: bytes, payload_type: str, change: Callable[[dict[str, Any]], object] = lambda _: None) -> bytes:

@@ -49,6 +49,8 @@ def test_our_default_shape_is_accepted_so_that_each_refusal_below_is_for_its_one
 REFUSED: list[tuple[str, Shape, str]] = [
     ("expired", Shape(end=NOW - timedelta(seconds=1)), "had expired"),
     ("not yet valid", Shape(begin=NOW + timedelta(seconds=1)), "not yet valid"),
+    ("begins before its root", Shape(begin=NOW - 2 * DAY - timedelta(seconds=1)), "begins before that of the root"),
+    ("signed with SHA-384", Shape(algorithm=hashes.SHA384()), "not signed with ECDSA and SHA-256"),
     ("foreign key, same issuer name", Shape(issuer_key=generate_signing_key()), "not issued by this consortium"),
     (
         "foreign issuer name, our key",
@@ -95,8 +97,9 @@ def test_validity_is_judged_at_the_time_asked_about_to_the_second() -> None:
         verify_leaf(leaf, world.root, "signing", NOW + DAY - second)
     with pytest.raises(CertificateError, match="had expired"):
         verify_leaf(leaf, world.root, "signing", NOW + 2 * DAY + second)
+    begin = world.root.certificate.not_valid_before_utc
     with pytest.raises(CertificateError, match="root certificate is not yet valid"):
-        verify_leaf(make(Shape(begin=NOW - DAY)), world.root, "signing", NOW - second)
+        verify_leaf(make(Shape(begin=begin - DAY)), world.root, "signing", begin - second)
 
 
 def test_a_leaf_outliving_its_root_is_refused_after_the_roots_end() -> None:
@@ -109,7 +112,7 @@ def test_a_leaf_outliving_its_root_is_refused_after_the_roots_end() -> None:
 
 def test_issued_leaf_never_reaches_outside_its_roots_validity() -> None:
     world, root = pki(), pki().root.certificate
-    leaf = issue_leaf(world.root, world.root_key, world.key.public_key(), "signing", URI, NOW, days=100_000)
+    leaf = issue_leaf(world.root, world.root_key, world.key.public_key(), "signing", URI, root.not_valid_before_utc, days=100_000)
     assert (leaf.not_valid_before_utc, leaf.not_valid_after_utc) == (root.not_valid_before_utc, root.not_valid_after_utc)
 
 
@@ -187,6 +190,11 @@ BAD_ROOTS = [
     ("no basic constraints", {"ca": None}, "lacks the extension BasicConstraints"),
     ("signed by another key", {"issuer_key": generate_signing_key()}, "not issued by"),
     ("P-384", {"public_key": ec.generate_private_key(ec.SECP384R1()).public_key()}, "not P-256"),
+    ("signed with SHA-512", {"algorithm": hashes.SHA512()}, "not signed with ECDSA and SHA-256"),
+    ("restricted to servers", {"purposes": (SERVER,)}, "restricted to some extended key usage"),
+    ("restricted to code signing", {"purposes": (SIGN,)}, "restricted to some extended key usage"),
+    ("unknown critical extension", {"extra": [(UNKNOWN, True)]}, "unknown critical extension"),
+    ("name constraints", {"extra": [(NAME_LIMITS, True)]}, "unknown critical extension"),
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import CertificateError, ElmgroveError, FormatError, LayoutError, LimitError, SignatureError, SignerError
+from common.errors import CertificateError, ElmgroveError, FormatError, LimitError, SignatureError, SignerError
+from common.formats.limits import MAX_FILES
 from common.formats.statements import STATEMENT_PAYLOAD_TYPE, OwnerRevoked
 from common.formats.strictjson import canonical_bytes
 from common.trust.certificates import issue_leaf
 from common.trust.envelope import pre_authentication_encoding, sign_envelope, signing_certificate, verify_envelope
 from common.trust.keys import generate_signing_key
-from common.trust.oms import OMS_PAYLOAD_TYPE, sign_folder, sign_resources, statement_payload, verify_bundle
+from common.trust.oms import OMS_PAYLOAD_TYPE, sign_resources, statement_payload, verify_bundle
 from common.trust.statements import sign_statement, verify_statement
 from tests.unit.trust.pki import DAY, NOW, URI, Shape, b64, der, make, pki, wrap
 
@@ -218,46 +218,6 @@ def test_bundle_round_trip() -> None:
     assert (dict(verified.resources), verified.signer.uri, verified.digest) == (FILES, URI, hashlib.sha256(raw).hexdigest())
 
 
-def test_folder_is_signed_file_by_file_without_its_own_signature(tmp_path: Path) -> None:
-    for name in ("model.sig", "b.bin", "A.bin"):
-        (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "empty").touch()
-    verified = verify_bundle(sign_folder(tmp_path, pki().key, pki().leaf), pki().root, at=NOW)
-    assert verified.resources == {name: hashlib.sha256(content).hexdigest() for name, content in {
-        "A.bin": b"A.bin", "b.bin": b"b.bin", "empty": b""}.items()}  # fmt: skip
-
-
-def _make_link(folder: Path) -> None:
-    (folder / "link").symlink_to(folder / "a.bin")
-
-
-def _make_pipe(folder: Path) -> None:
-    import os
-
-    os.mkfifo(folder / "pipe")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        pytest.param(_make_link, "link is not a regular file", id="link"),
-        pytest.param(lambda folder: (folder / "sub").mkdir(), "sub is not a regular file", id="folder"),
-        pytest.param(_make_pipe, "pipe is not a regular file", id="pipe"),
-        pytest.param(lambda folder: (folder / ".hidden").touch(), "not a name", id="hidden file"),
-        pytest.param(lambda folder: (folder / "a b").touch(), "not a name", id="blank in a name"),
-        pytest.param(lambda folder: (folder / "a.bin").unlink(), "nothing to sign", id="empty"),
-        pytest.param(lambda folder: folder.rename(folder.with_name("elsewhere")), "no folder", id="missing"),
-    ],
-)
-def test_folder_that_cannot_be_signed(tmp_path: Path, spoil: Callable[[Path], object], reason: str) -> None:
-    folder = tmp_path / "package"
-    folder.mkdir()
-    (folder / "a.bin").write_bytes(b"a")
-    spoil(folder)
-    with pytest.raises(LayoutError, match=reason):
-        sign_folder(folder, pki().key, pki().leaf)
-
-
 def _resources(*changed: dict[str, str]) -> Callable[[dict[str, Any]], object]:
     """Other resources with the subject that follows from them, so that nothing but the resources is wrong."""
 
@@ -277,6 +237,7 @@ SERIAL = ("predicate", "serialization")
 TRICKS: list[tuple[str, Callable[[dict[str, Any]], object], type[ElmgroveError], str]] = [
     ("everything ignored", lambda s: (_resources()(s), _set(*SERIAL, "ignore_paths", value=["."])(s)), FormatError, "resources"),
     ("no resources", _resources(), FormatError, "resources"),
+    ("too many resources", _resources(*(_file(f"f{at:05d}") for at in range(MAX_FILES + 1))), FormatError, "resources"),
     ("folder ignored", _set(*SERIAL, "ignore_paths", value=["."]), SignatureError, "leaves out files"),
     ("weights ignored", _set(*SERIAL, "ignore_paths", value=["part-0000.safetensors"]), SignatureError, "leaves out files"),
     ("weights ignored among honest names", _set(*SERIAL, "ignore_paths", value=[".git", "./manifest.json"]), SignatureError, "leaves out"),

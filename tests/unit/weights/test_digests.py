@@ -9,7 +9,7 @@ import pytest
 from common.errors import DigestError, InterruptedByUserError, LayoutError, LimitError, NotFoundError
 from common.formats.limits import CHUNK_BYTES
 from common.weights import digests
-from common.weights.digests import HashingReader, digest_file, digest_folder, open_regular, read_small
+from common.weights.digests import HashingReader, digest_file, open_regular, read_small
 from common.weights.parallel import Meter, map_threads
 
 
@@ -38,20 +38,6 @@ def test_a_reader_hashes_what_it_gives_out(tmp_path: Path) -> None:
         digest = reader.finish()
     assert digest.sha256 == sha(content)
     assert part.hexdigest() == sha(content[10:1_500_010])
-
-
-def test_a_folder_is_digested_in_the_order_asked_and_with_progress(tmp_path: Path) -> None:
-    for name in "cab":
-        (tmp_path / name).write_bytes(name.encode() * 1000)
-    heard = []
-
-    def sink(_label: str, done: int, total: int, unit: str, figures: object = None) -> None:
-        heard.append((done, total, unit))
-
-    found = digest_folder(tmp_path, ["c", "a", "b"], progress=sink)
-    assert {name: digest.sha256 for name, digest in found.items()} == {name: sha(name.encode() * 1000) for name in "cab"}
-    assert list(found) == ["c", "a", "b"]
-    assert heard[-1] == (3000, 3000, "bytes")
 
 
 def test_links_folders_and_fifos_are_not_read(tmp_path: Path) -> None:

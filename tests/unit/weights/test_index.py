@@ -24,6 +24,8 @@ def test_a_scan_digests_every_tensor_and_the_file_in_one_pass(tmp_path: Path) ->
     assert dict(scan.tensors) == {"b": hashlib.sha256(first).hexdigest(), "a": hashlib.sha256(second).hexdigest()}
     assert tensor_digests(path) == scan.tensors
     assert scan.header == read_header(path)
+    plain = scan_file(path, tensors=False, chunks=False)
+    assert (plain.header, plain.digest.sha256, dict(plain.tensors)) == (scan.header, scan.digest.sha256, {})
 
 
 def test_a_pickle_under_a_safetensors_name_is_refused_and_digested_all_the_same(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.audit.packages import audit_package
 from common.errors import (
     CertificateError,
     DigestError,
@@ -23,7 +25,6 @@ from common.errors import (
 from common.formats.layout import dense_ffn_name
 from common.formats.manifest import ExpertManifest
 from common.formats.strictjson import parse_document
-from common.trust.oms import sign_folder
 from common.weights.packages import (
     check_contents,
     check_finite,
@@ -35,6 +36,7 @@ from common.weights.packages import (
     verify_package,
 )
 from common.weights.sources import in_folder
+from tests.support.signing import sign_folder
 from tests.support.tiny_consortium import TinyConsortium
 from tests.support.tiny_manifests import expert_manifest
 from tests.support.tiny_weights import read_safetensors, write_expert_files, write_safetensors
@@ -236,6 +238,34 @@ def test_a_privacy_report_must_be_an_object(grove: TinyConsortium, tmp_path: Pat
         expert_manifest(tmp_path / "p", grove.anchor_digest, name="law")
 
 
+@pytest.fixture
+def contradictory(grove: TinyConsortium, package: Path) -> Path:
+    """The owner signs a manifest that gives one tensor another digest than its bytes have; everything else is as it must be."""
+    manifest = json.loads((package / "manifest.json").read_bytes())
+    entry = next(entry for entry in manifest["tensors"] if entry["name"] == NAME)
+    entry["sha256"] = "0" * 64
+    (package / "manifest.json").write_text(json.dumps(manifest))
+    (package / "model.sig").unlink()
+    anna = grove.owners["anna"]
+    (package / "model.sig").write_bytes(sign_folder(package, anna.key, anna.certificate))
+    return package
+
+
+def test_a_signed_tensor_table_is_compared_with_the_bytes_where_it_is_relied_on(grove: TinyConsortium, contradictory: Path) -> None:
+    """The files are the owner's, so verification holds; what a table of false digests cannot do is pass admission."""
+    assert verify_package(contradictory, grove.root, at=grove.now).manifest.name == "law"
+    with pytest.raises(DigestError, match=f"Tensor {NAME} of part-0001.safetensors differs"):
+        verify_package(contradictory, grove.root, at=grove.now, tensors=True)
+
+
+def test_the_auditor_finds_a_false_tensor_table_when_asked_for_tensors(grove: TinyConsortium, contradictory: Path) -> None:
+    assert audit_package(contradictory, grove.root, at=grove.now).faults == []
+    report = audit_package(contradictory, grove.root, at=grove.now, tensors=True)
+    assert [str(fault) for fault in report.faults] == [
+        f"Tensor {NAME} of part-0001.safetensors differs from the one elmgrove://grove/owners/anna signed."
+    ]
+
+
 def test_nan_in_a_package_is_named(grove: TinyConsortium, package: Path) -> None:
     manifest = parse_document(ExpertManifest, (package / "manifest.json").read_bytes())
     check_finite(manifest, in_folder(package))
@@ -247,11 +277,21 @@ def test_nan_in_a_package_is_named(grove: TinyConsortium, package: Path) -> None
         check_finite(manifest, in_folder(package))
 
 
-def test_the_stock_tool_accepts_packages_anchors_and_models(grove: TinyConsortium, package: Path) -> None:
+@pytest.mark.parametrize("kind", ["package", "anchor", "model", "tuned model"])
+def test_the_stock_tool_accepts_every_kind_of_folder_and_refuses_it_with_one_bit_changed(
+    grove: TinyConsortium, package: Path, tmp_path: Path, kind: str
+) -> None:
+    """As it is run by a person: the installed program, in a process of its own."""
     pytest.importorskip("model_signing")
-    model = grove.assemble(package, out="stock", log=False)
-    for folder in (package, grove.anchor, model):
-        command = [sys.executable, "-m", "model_signing", "verify", "certificate", str(folder)]
-        command += ["--signature", str(folder / "model.sig"), "--certificate_chain", str(grove.root_pem)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    made = {"package": lambda: package, "anchor": lambda: grove.anchor, "model": lambda: grove.assemble(package, out="stock", log=False)}
+    made["tuned model"] = lambda: grove.tune(grove.assemble(package, out="untuned", log=False), out="tuned", log=False)
+    folder = Path(shutil.copytree(made[kind](), tmp_path / "folder"))
+    command = [sys.executable, "-W", "ignore", "-m", "model_signing", "verify", "certificate", str(folder)]
+    command += ["--signature", str(folder / "model.sig"), "--certificate_chain", str(grove.root_pem)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    largest = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    raw = largest.read_bytes()
+    largest.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "mismatch" in done.stderr.lower()) == (1, True), done.stdout + done.stderr
