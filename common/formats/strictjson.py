@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.errors import FormatError, LimitError
 from common.formats.limits import MAX_DOCUMENT_BYTES, MAX_JSON_DEPTH, MAX_JSON_NODES
 
-__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "first_fault", "loads_strict", "parse_document"]
+__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "first_fault", "loads_strict", "parse_document", "printable"]
 
 _MAX_QUOTED = 80  # characters of one key in a message
 _MAX_MESSAGE = 300  # characters
@@ -145,8 +145,12 @@ def first_fault(error: ValidationError) -> str:
     """Where a document's first fault is, and what it is. Keys and values in it are a stranger's, so they are cut and made printable."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part)[:_MAX_QUOTED] for part in first["loc"]) or "the document"
-    text = f"{place}: {first['msg'][:_MAX_MESSAGE]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return f"{printable(place, _MAX_MESSAGE)}: {printable(first['msg'], _MAX_MESSAGE)}"
+
+
+def printable(text: str, limit: int) -> str:
+    """The first ``limit`` characters of what a stranger wrote, fit for a terminal: control characters are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
 
 
 def canonical_bytes(document: Document) -> bytes:
