@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from common.errors import ArchitectureError, FormatError
 from common.formats.manifest import Architecture
+from common.formats.strictjson import printable
 
 __all__ = ["architecture_of", "flex_olmo_config", "loads_config", "olmo2_config"]
 
@@ -89,7 +90,7 @@ def olmo2_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if config.get("model_type") != "olmo2" or config.get("architectures", ["Olmo2ForCausalLM"]) != ["Olmo2ForCausalLM"]:
         found = config.get("architectures") or config.get("model_type")
-        raise ArchitectureError(f"An anchor must be an Olmo2ForCausalLM; this folder holds {str(found)[:80]}.")
+        raise ArchitectureError(f"An anchor must be an Olmo2ForCausalLM; this folder holds {printable(str(found), 80)}.")
     settings = {key: config.get(key, default) for key, default in _OLMO2_DEFAULTS.items()}
     settings["num_key_value_heads"] = config.get("num_key_value_heads") or settings["num_attention_heads"]
     settings["rope_theta"] = _rope_theta(config)
@@ -110,7 +111,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
 
 def _check_supported(settings: Mapping[str, Any]) -> None:
     if settings["hidden_act"] != "silu":
-        raise ArchitectureError(f"The activation must be silu, not {str(settings['hidden_act'])[:40]}.")
+        raise ArchitectureError(f"The activation must be silu, not {printable(str(settings['hidden_act']), 40)}.")
     if settings["attention_bias"] or settings["attention_dropout"]:
         raise ArchitectureError("Attention bias and attention dropout are not supported.")
     if not isinstance(settings["dtype"], str) or settings["dtype"] not in _DTYPES:

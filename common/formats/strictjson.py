@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.errors import FormatError, LimitError
 from common.formats.limits import MAX_DOCUMENT_BYTES, MAX_JSON_DEPTH, MAX_JSON_NODES
 
-__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "first_fault", "loads_strict", "parse_document"]
+__all__ = ["Document", "b64decode_canonical", "b64encode", "canonical_bytes", "first_fault", "loads_strict", "parse_document", "printable"]
 
 _MAX_QUOTED = 80  # characters of one key in a message
 _MAX_MESSAGE = 300  # characters
+_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # also one that never ends, so that the search stays linear
+_BRACKET = re.compile(r"[\[\]{}]")
 _MAX_SAFE_INTEGER = 2**53 - 1  # the largest integer every JSON reader agrees on (RFC 8259, section 6)
 
 
@@ -53,25 +56,19 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_tree(value: Any) -> None:
-    """Walk the parsed value without recursion and refuse what is too deep, too many or not encodable."""
-    stack: list[tuple[Any, int]] = [(value, 1)]
-    nodes = 0
+def _check_texts(value: Any) -> None:
+    """Walk the parsed value without recursion and refuse what is not Unicode text."""
+    stack: list[Any] = [value]
     while stack:
-        item, depth = stack.pop()
-        nodes += 1
-        if depth > MAX_JSON_DEPTH:
-            raise LimitError(f"JSON is nested deeper than {MAX_JSON_DEPTH} levels.")
-        if nodes > MAX_JSON_NODES:
-            raise LimitError(f"JSON holds more than {MAX_JSON_NODES} values.")
+        item = stack.pop()
         if isinstance(item, str):
             _check_text(item)
         elif isinstance(item, dict):
             for key, inner in item.items():
                 _check_text(key)
-                stack.append((inner, depth + 1))
+                stack.append(inner)
         elif isinstance(item, list):
-            stack.extend((inner, depth + 1) for inner in item)
+            stack.extend(item)
 
 
 def _check_text(text: str) -> None:
@@ -81,25 +78,16 @@ def _check_text(text: str) -> None:
         raise FormatError("JSON holds a lone surrogate, which is not Unicode text.") from error
 
 
-def _check_bracket_depth(text: str) -> None:
-    """Refuse deep nesting before the recursive parser sees it."""
-    depth, in_string, escaped = 0, False, False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise LimitError(f"JSON is nested deeper than {MAX_JSON_DEPTH} levels.")
-        elif char in "]}":
-            depth -= 1
+def _check_structure(text: str) -> None:
+    """Refuse what is nested too deep or has too many values, before a recursive parser makes objects of them."""
+    structure = _TEXT.sub("", text)
+    if sum(structure.count(mark) for mark in ",[{") > MAX_JSON_NODES:
+        raise LimitError(f"JSON holds more than {MAX_JSON_NODES} values.")
+    depth = 0
+    for match in _BRACKET.finditer(structure):
+        depth += 1 if match.group() in "[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            raise LimitError(f"JSON is nested deeper than {MAX_JSON_DEPTH} levels.")
 
 
 def loads_strict(raw: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
@@ -124,7 +112,7 @@ def loads_strict(raw: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
         raise FormatError(f"JSON is not UTF-8 at byte {error.start}.") from error
     if text.startswith("\ufeff"):
         raise FormatError("JSON begins with a byte-order mark.")
-    _check_bracket_depth(text)
+    _check_structure(text)
     try:
         value = json.loads(
             text,
@@ -135,7 +123,7 @@ def loads_strict(raw: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
         )
     except json.JSONDecodeError as error:
         raise FormatError(f"JSON is malformed at line {error.lineno}, column {error.colno}.") from error
-    _check_tree(value)
+    _check_texts(value)
     return value
 
 
@@ -157,8 +145,12 @@ def first_fault(error: ValidationError) -> str:
     """Where a document's first fault is, and what it is. Keys and values in it are a stranger's, so they are cut and made printable."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part)[:_MAX_QUOTED] for part in first["loc"]) or "the document"
-    text = f"{place}: {first['msg'][:_MAX_MESSAGE]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return f"{printable(place, _MAX_MESSAGE)}: {printable(first['msg'], _MAX_MESSAGE)}"
+
+
+def printable(text: str, limit: int) -> str:
+    """The first ``limit`` characters of what a stranger wrote, fit for a terminal: control characters are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
 
 
 def canonical_bytes(document: Document) -> bytes:

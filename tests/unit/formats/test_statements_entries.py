@@ -84,16 +84,6 @@ def test_statement_refused(raw: bytes, reason: str) -> None:
         parse_statement(raw)
 
 
-@settings(max_examples=200)
-@given(st.binary(max_size=60) | st.builds(lambda kind, cut, more: document(kind)[:cut] + more, st.sampled_from(list(STATEMENTS)),
-                                          st.integers(0, 400), st.binary(max_size=4)))  # fmt: skip
-def test_any_bytes_are_a_statement_or_our_error(raw: bytes) -> None:
-    try:
-        parse_statement(raw)
-    except FormatError:
-        return
-
-
 # --- log entries -------------------------------------------------------------------------------------------------------------------
 
 ENTRY = LogEntry(

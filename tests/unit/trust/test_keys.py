@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import KeyStoreError
 from common.trust.keys import PrivateKey, generate_log_key, generate_signing_key, load_private_key, private_key_pem
@@ -63,15 +61,3 @@ def test_public_keys_and_certificates_are_no_private_keys() -> None:
     for pem in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"-----BEGIN PRIVATE KEY-----\n"):
         with pytest.raises(KeyStoreError, match="cannot be opened"):
             load_private_key(pem, None)
-
-
-_PEM = private_key_pem(generate_signing_key(), None)
-
-
-@given(raw=st.binary(max_size=200), place=st.integers(0, len(_PEM) - 1), passphrase=st.none() | st.binary(min_size=1, max_size=8))
-def test_damaged_keys_raise_only_our_error(raw: bytes, place: int, passphrase: bytes | None) -> None:
-    for pem in (raw, _PEM[:place] + b"!" + _PEM[place + 1 :]):
-        try:
-            load_private_key(pem, passphrase)
-        except KeyStoreError:
-            continue
