@@ -8,7 +8,7 @@ of a weight outlives its product. ``docs/performance.md`` has what each step gai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from common.modeling.pointwise import activate, activate_backward, attention_backward, mix, mix_backward, norm_backward, turn
+from common.modeling.products import WeightGrad, add_product, product, stacked
 
 __all__ = [
     "IGNORED",
@@ -25,7 +26,6 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "low_rank_pair",
-    "multiplies_bf16",
     "rms_norm",
     "rotate",
     "swiglu",
@@ -42,33 +42,31 @@ _CUDA_LOGITS_BLOCK = 1 << 28  # the same on a GPU, where launches cost more than
 _TINY = 1e-30  # below this a probability's logarithm is taken from the logits instead
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 products; a CPU without them is ten to a hundred times slower in bf16 than in fp32."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-class _CastLinear(Function):
+class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return F.linear(x, weight.to(x.dtype))
+        return product(x.flatten(0, -2), weight.to(x.dtype)).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_weight = None if x is None else (grad.flatten(0, -2).t() @ x.flatten(0, -2)).to(weight.dtype)
-        return grad_x, grad_weight
+        flat = grad.flatten(0, -2)
+        of_weight = WeightGrad(weight, ctx.needs_input_grad[1])
+        if x is not None:
+            of_weight.add(flat, x.flatten(0, -2))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product(flat, weight.to(grad.dtype).t()).view(*grad.shape[:-1], weight.shape[1])
+        return grad_x, of_weight.result()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight^T`` in the dtype of ``x``; a weight of another dtype is cast, and the cast is not kept for backward."""
-    if weight.dtype == x.dtype:
-        return F.linear(x, weight)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.linear(x, weight.to(x.dtype))
-    return _CastLinear.apply(x, weight)
+    return _Linear.apply(x, weight)
 
 
 def _blocks(x_NH: Tensor) -> Iterator[slice]:
@@ -177,33 +175,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
     return _Attend.apply(q, k, v, mask)
 
 
-class _WeightGrad:
-    """The gradient of a weight as a sum over blocks of tokens, held in fp32."""
-
-    def __init__(self, weight: Tensor, wanted: bool) -> None:
-        self.total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wanted else None
-
-    def add(self, grad_out: Tensor, inputs: Tensor) -> None:
-        """Add ``grad_out[n, O]^T @ inputs[n, I]``."""
-        if self.total is None:
-            return
-        if inputs.dtype == torch.float32:
-            self.total.addmm_(grad_out.t(), inputs)
-        else:
-            self.total.add_(grad_out.t() @ inputs)
-
-    def result(self, weight: Tensor) -> Tensor | None:
-        """The sum in the weight's dtype."""
-        return None if self.total is None else self.total.to(weight.dtype)
-
-
 def _ffn_forward(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> tuple[Tensor, Tensor]:
     """SwiGLU of ``x [N, H]`` -> its result ``[N, H]``, and the gate and up projections ``[N, 2I]``."""
-    down = down_weight.to(x.dtype).t()
-    out, gate_up = torch.empty_like(x), torch.mm(x, gate_up_weight.to(x.dtype).t())
-    for rows in _blocks(x):
-        torch.mm(activate(gate_up[rows]), down, out=out[rows])
-    return out, gate_up
+    down, gate_up = down_weight.to(x.dtype), product(x, gate_up_weight.to(x.dtype))
+    return stacked(product(activate(gate_up[rows]), down) for rows in _blocks(x)), gate_up
 
 
 class _SwiGLU(Function):
@@ -219,15 +194,15 @@ class _SwiGLU(Function):
         x, gate_up, gate_up_weight, down_weight = ctx.saved_tensors
         want_x, want_gate_up, want_down = ctx.needs_input_grad
         gate_up_cast, down_cast = gate_up_weight.to(x.dtype), down_weight.to(x.dtype)
-        grad_x = torch.empty_like(x) if want_x else None
-        of_gate_up, of_down = _WeightGrad(gate_up_weight, want_gate_up), _WeightGrad(down_weight, want_down)
+        grads_x = []
+        of_gate_up, of_down = WeightGrad(gate_up_weight, want_gate_up), WeightGrad(down_weight, want_down)
         for rows in _blocks(x):
-            grad_gate_up, inner = activate_backward(gate_up[rows], grad[rows] @ down_cast)
+            grad_gate_up, inner = activate_backward(gate_up[rows], product(grad[rows], down_cast.t()))
             of_down.add(grad[rows], inner)
             of_gate_up.add(grad_gate_up, x[rows])
-            if grad_x is not None:
-                torch.mm(grad_gate_up, gate_up_cast, out=grad_x[rows])
-        return grad_x, of_gate_up.result(gate_up_weight), of_down.result(down_weight)
+            if want_x:
+                grads_x.append(product(grad_gate_up, gate_up_cast.t()))
+        return stacked(grads_x) if want_x else None, of_gate_up.result(), of_down.result()
 
 
 def swiglu(x_NH: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> Tensor:
@@ -260,20 +235,20 @@ class _SwiGLUPair(Function):
         x, share, public_saved, saved, gap, *weights = ctx.saved_tensors
         public_gate_up, public_down, gate_up, down = (weight.to(x.dtype) for weight in weights)
         want_x, want_share = ctx.needs_input_grad[:2]
-        grad_x = torch.empty_like(x) if want_x else None
-        of_gate_up, of_down = _WeightGrad(weights[2], ctx.needs_input_grad[4]), _WeightGrad(weights[3], ctx.needs_input_grad[5])
+        grads_x = []
+        of_gate_up, of_down = WeightGrad(weights[2], ctx.needs_input_grad[4]), WeightGrad(weights[3], ctx.needs_input_grad[5])
         for rows in _blocks(x):
             grad_expert = grad[rows] * share[rows].to(grad.dtype)
-            grad_gate_up, inner = activate_backward(saved[rows], grad_expert @ down)
+            grad_gate_up, inner = activate_backward(saved[rows], product(grad_expert, down.t()))
             of_down.add(grad_expert, inner)
             of_gate_up.add(grad_gate_up, x[rows])
-            if grad_x is not None:
-                torch.mm(grad_gate_up, gate_up, out=grad_x[rows])
+            if want_x:
+                of_expert = product(grad_gate_up, gate_up.t())
                 grad_public = torch.sub(grad[rows], grad_expert)
-                grad_gate_up, _ = activate_backward(public_saved[rows], grad_public @ public_down)
-                grad_x[rows].addmm_(grad_gate_up, public_gate_up)
+                grad_gate_up, _ = activate_backward(public_saved[rows], product(grad_public, public_down.t()))
+                grads_x.append(add_product(of_expert, grad_gate_up, public_gate_up.t()))
         grad_share = (grad * gap).sum(-1, keepdim=True, dtype=torch.float32) if want_share else None
-        return grad_x, grad_share, None, None, of_gate_up.result(weights[2]), of_down.result(weights[3])
+        return stacked(grads_x) if want_x else None, grad_share, None, None, of_gate_up.result(), of_down.result()
 
 
 def swiglu_pair(
@@ -298,74 +273,80 @@ def swiglu_pair(
     return torch.addcmul(public, gap, share_N1.to(x_NH.dtype))
 
 
-class _LowRankGrads:
-    """Sums over blocks of tokens of the gradients of ``A`` and ``B`` of gate, up and down.
-
-    Those of ``B`` are summed transposed: a product of few rows is twice as fast as one of few columns.
-    """
-
-    def __init__(self, factors: list[Tensor], wanted: tuple[bool, ...]) -> None:
-        self._factors = factors
-        laid_out = (factor.t() if number % 2 else factor for number, factor in enumerate(factors))
-        self._sums = [_WeightGrad(factor, want) for factor, want in zip(laid_out, wanted, strict=True)]
-
-    def add(self, *pairs: tuple[Tensor, Tensor]) -> None:
-        """Add one block: for each factor the gradient of its output and its input."""
-        for number, (each, (grad_out, inputs)) in enumerate(zip(self._sums, pairs, strict=True)):
-            if number % 2:
-                each.add(inputs, grad_out)
-            else:
-                each.add(grad_out, inputs)
-
-    def results(self) -> list[Tensor | None]:
-        """In the dtypes and layouts of the factors."""
-        results = [each.result(factor) for each, factor in zip(self._sums, self._factors, strict=True)]
-        return [grad.t().contiguous() if grad is not None and number % 2 else grad for number, grad in enumerate(results)]
-
-
 class _LowRankPair(Function):
+    """Gate's and up's ``A`` are one matrix ``[2r, H]`` here: slim products are slow, and slimmer ones slower."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: Tensor, public_gate_up: Tensor, public_down: Tensor, *factors: Tensor) -> Tensor:
-        gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x.dtype) for factor in factors)
-        base, down, inner = torch.mm(x, public_gate_up.to(x.dtype).t()), public_down.to(x.dtype).t(), gate_b.shape[0]
-        narrow_gate, narrow_up, narrow_down = x @ gate_a.t(), x @ up_a.t(), x.new_empty(x.shape[0], down_a.shape[0])
-        out, difference = torch.empty_like(x), torch.empty_like(base)
+        into, (gate_b, up_b, down_a, down_b) = _factors(factors, x.dtype)
+        base, down, (inner, rank) = product(x, public_gate_up.to(x.dtype)), public_down.to(x.dtype), gate_b.shape
+        narrow, difference, outs, narrow_downs = product(x, into), torch.empty_like(base), [], []
         for rows in _blocks(x):
-            torch.mm(narrow_gate[rows], gate_b.t(), out=difference[rows, :inner])
-            torch.mm(narrow_up[rows], up_b.t(), out=difference[rows, inner:])
+            torch.mm(narrow[rows, :rank], gate_b.t(), out=difference[rows, :inner])
+            torch.mm(narrow[rows, rank:], up_b.t(), out=difference[rows, inner:])
             weight = share[rows].to(x.dtype)
             mixed, own = mix(base[rows], difference[rows], weight)
-            torch.mm(own, down_a.t(), out=narrow_down[rows])
-            torch.mm(mixed, down, out=out[rows])
-            out[rows].addcmul_(narrow_down[rows] @ down_b.t(), weight)
-        ctx.save_for_backward(x, share, base, difference, narrow_gate, narrow_up, narrow_down, public_gate_up, public_down, *factors)
-        return out
+            narrow_down = product(own, down_a)
+            outs.append(add_product(product(narrow_down * weight, down_b), mixed, down))
+            narrow_downs.append(narrow_down)
+        ctx.save_for_backward(x, share, base, difference, narrow, stacked(narrow_downs), public_gate_up, public_down, *factors)
+        return stacked(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, share, base, difference, narrow_gate, narrow_up, narrow_down, public_gate_up, public_down, *factors = ctx.saved_tensors
+        x, share, base, difference, narrow, narrow_down, public_gate_up, public_down, *factors = ctx.saved_tensors
         gate_up, down = public_gate_up.to(x.dtype), public_down.to(x.dtype)
-        gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(x.dtype) for factor in factors)
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_share, sums, inner = torch.empty_like(share), _LowRankGrads(factors, ctx.needs_input_grad[4:]), gate_b.shape[0]
+        into, (gate_b, up_b, down_a, down_b) = _factors(factors, x.dtype)
+        grads_x, grad_share, (inner, rank) = [], torch.empty_like(share), gate_b.shape
+        sums = _LowRankGrads(factors, ctx.needs_input_grad[4:])
         for rows in _blocks(x):
             weight = share[rows].to(x.dtype)
-            grad_mixed, grad_narrow = grad[rows] @ down, grad[rows] @ down_b
-            grad_difference, grad_base, own, gap = mix_backward(
-                base[rows], difference[rows], grad_mixed, (grad_narrow * weight) @ down_a, weight
-            )
+            grad_mixed, grad_narrow = product(grad[rows], down.t()), product(grad[rows], down_b.t())
+            weighted = grad_narrow * weight
+            grad_own = product(weighted, down_a.t())
+            grad_difference, grad_base, own, gap = mix_backward(base[rows], difference[rows], grad_mixed, grad_own, weight)
             grad_share[rows] = gap + (grad_narrow * narrow_down[rows]).sum(-1, keepdim=True, dtype=torch.float32)
             of_gate, of_up = grad_difference[:, :inner], grad_difference[:, inner:]
-            into_gate, into_up = of_gate @ gate_b, of_up @ up_b
+            grad_into = torch.empty_like(narrow[rows])
+            torch.mm(of_gate, gate_b, out=grad_into[:, :rank])
+            torch.mm(of_up, up_b, out=grad_into[:, rank:])
             sums.add(
-                (into_gate, x[rows]), (of_gate, narrow_gate[rows]), (into_up, x[rows]), (of_up, narrow_up[rows]),
-                (grad_narrow * weight, own), (grad[rows] * weight, narrow_down[rows]),
+                (grad_into, x[rows]), (of_gate, narrow[rows, :rank]), (of_up, narrow[rows, rank:]),
+                (weighted, own), (grad[rows] * weight, narrow_down[rows]),
             )  # fmt: skip
-            if grad_x is not None:
-                torch.mm(grad_base, gate_up, out=grad_x[rows])
-                grad_x[rows].addmm_(into_gate, gate_a).addmm_(into_up, up_a)
-        return grad_x, grad_share, None, None, *sums.results()
+            if ctx.needs_input_grad[0]:
+                grads_x.append(add_product(product(grad_into, into.t()), grad_base, gate_up.t()))
+        return stacked(grads_x) if grads_x else None, grad_share, None, None, *sums.results()
+
+
+def _factors(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """``A`` of gate and up as one matrix, and the other four, cast."""
+    gate_a, gate_b, up_a, up_b, down_a, down_b = (factor.to(dtype) for factor in factors)
+    return torch.cat((gate_a, up_a)), (gate_b, up_b, down_a, down_b)
+
+
+class _LowRankGrads:
+    """Sums over blocks of tokens of the gradients of ``A`` and ``B`` of gate, up and down."""
+
+    def __init__(self, factors: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        gate_a, gate_b, up_a, *others = factors
+        weights = (torch.cat((gate_a, up_a)), gate_b, *others)
+        self._wanted = wanted
+        self._sums = [
+            WeightGrad(weight, want) for weight, want in zip(weights, (wanted[0] or wanted[2], wanted[1], *wanted[3:]), strict=True)
+        ]
+
+    def add(self, *parts: tuple[Tensor, Tensor]) -> None:
+        """Add one block: the gradient of its output and the input of both ``A`` of gate and up, of gate's and up's ``B``, and of down's."""
+        for each, (grad_out, inputs) in zip(self._sums, parts, strict=True):
+            each.add(grad_out, inputs)
+
+    def results(self) -> list[Tensor | None]:
+        """In the order of the factors."""
+        into, gate_b, *others = (each.result() for each in self._sums)
+        gate_a, up_a = (None, None) if into is None else into.chunk(2)
+        return [gate_a if self._wanted[0] else None, gate_b, up_a if self._wanted[2] else None, *others]
 
 
 def low_rank_pair(x_NH: Tensor, share_N1: Tensor, public_gate_up: Tensor, public_down: Tensor, *factors: Tensor) -> Tensor:
@@ -397,14 +378,6 @@ def _rows_of_logits(x_NH: Tensor, vocab: int) -> int:
     return max(1, limit // vocab)
 
 
-def _logits(x_NH: Tensor, weight_VH: Tensor) -> Tensor:
-    """``x @ weight^T`` in fp32. oneDNN is a tenth to a quarter faster at so many columns than MKL, which ``torch.mm`` calls."""
-    if x_NH.device.type == "cpu" and x_NH.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        logits: Tensor = torch.ops.mkldnn._linear_pointwise(x_NH, weight_VH, None, "none", [], "")
-        return logits
-    return torch.mm(x_NH, weight_VH.t()).float()
-
-
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities ``[n, V]``, log-sum-exp ``[n]`` and losses ``[n]`` of fp32 ``logits [n, V]``."""
     picked = logits.gather(1, targets[:, None])
@@ -421,23 +394,23 @@ class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        of_weight = _WeightGrad(weight, ctx.needs_input_grad[1])
+        grads_x: list[Tensor] = []
+        of_weight = WeightGrad(weight, ctx.needs_input_grad[1])
         cast = weight.to(x.dtype)
         rows_at_once = _rows_of_logits(x, weight.shape[0])
         for start in range(0, x.shape[0], rows_at_once):
             rows = slice(start, start + rows_at_once)
-            slopes, log_sums, losses = _score(_logits(x[rows], cast), targets[rows])
+            slopes, log_sums, losses = _score(product(x[rows], cast).float(), targets[rows])
             total += losses.sum()
             if z_loss:
                 total += z_loss * log_sums.square().sum()
                 slopes *= (1 + 2 * z_loss * log_sums)[:, None]
             slopes.scatter_add_(1, targets[rows, None], slopes.new_full((1, 1), -1.0).expand(slopes.shape[0], 1))
             slopes = slopes.to(x.dtype)
-            if grad_x is not None:
-                torch.mm(slopes, cast, out=grad_x[rows])
+            if ctx.needs_input_grad[0]:
+                grads_x.append(product(slopes, cast.t()))
             of_weight.add(slopes, x[rows])
-        ctx.save_for_backward(grad_x, of_weight.result(weight))
+        ctx.save_for_backward(stacked(grads_x) if grads_x else None, of_weight.result())
         return total
 
     @staticmethod
@@ -474,6 +447,6 @@ def token_cross_entropy(x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> T
     rows_at_once = _rows_of_logits(x_NH, weight_VH.shape[0])
     for start in range(0, x_NH.shape[0], rows_at_once):
         rows = slice(start, start + rows_at_once)
-        logits = _logits(x_NH[rows], cast)
+        logits = product(x_NH[rows], cast).float()
         losses[rows] = F.cross_entropy(logits, targets_N[rows], reduction="none", ignore_index=IGNORED)
     return losses

@@ -14,8 +14,9 @@ from common.errors import UsageError
 from common.modeling.attention import Attention, KVCache, Positions, RMSNorm
 from common.modeling.config import ModelConfig
 from common.modeling.feedforward import ExpertPair, FeedForward, LowRankPair, Mixture, RoutingTap, SwiGLU, check_allowed
-from common.modeling.kernels import IGNORED, linear, linear_cross_entropy, multiplies_bf16, token_cross_entropy
+from common.modeling.kernels import IGNORED, linear, linear_cross_entropy, token_cross_entropy
 from common.modeling.pointwise import compile_pointwise
+from common.modeling.products import multiplies_bf16
 
 __all__ = ["CausalLM", "Kind", "Taps"]
 

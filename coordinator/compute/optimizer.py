@@ -40,7 +40,9 @@ class Optimizer:
         kept = [self._masters[name] for name in adam if not _is_inner_matrix(name, self._live[name])]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         self._adam_names = adam
-        self._adam = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=settings.betas, eps=1e-10, fused=True)
+        # AdamW takes a group of nothing, but not nothing at all.
+        groups = [group for group in groups if group["params"]] or groups[:1]
+        self._adam = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=1e-10, fused=True)
 
     def step(self, share: float) -> float:
         """One update at ``share`` of the peak learning rates; gradients are consumed.

@@ -168,10 +168,10 @@ def train(
     """
     named = environment_world()
     if named is not None and named.rank > 0:  # under torchrun the first process does everything but its share of the training
-        from owner_client.training.worker import follow
+        from owner_client.training.worker import follow, leave
 
         follow()
-        return
+        leave()
     settings = TrainSettings(**{key: value for key, value in given.items() if value is not None})
     terms = Terms(licence, permitted_uses, _not_after(not_after))
     expert = check_name(name, "The expert's name")

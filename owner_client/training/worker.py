@@ -18,7 +18,7 @@ from owner_client.training.prepare import Plan
 from owner_client.training.rendezvous import await_plan
 from owner_client.training.run import TrainResult, result_to_json, train_planned
 
-__all__ = ["follow", "main"]
+__all__ = ["follow", "leave", "main"]
 
 
 def follow(progress: ProgressSink = silent) -> TrainResult:
@@ -40,12 +40,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def main() -> NoReturn:
-    """Follow, tell the result as one line of JSON on standard output, and end the process with the exit code.
+def leave(code: int = 0) -> NoReturn:
+    """End the process of a finished follower at once.
 
     The interpreter is not taken down step by step: threads of the process group's transport may still be releasing tensors then, and one
     that asks for the interpreter's lock at that moment aborts a process whose work is done.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # nobody is left to tell
+            stream.flush()
+    os._exit(code)
+
+
+def main() -> NoReturn:
+    """Follow, tell the result as one line of JSON on standard output, and end the process with the exit code."""
     _end_with_parent()
     named = environment_world()
     speaks = named is not None and named.rank == 0 and "--quiet" not in sys.argv
@@ -56,12 +64,9 @@ def main() -> NoReturn:
         told, code = {"error": error.code, "message": str(error)}, error.exit_code
     except KeyboardInterrupt:
         told, code = {"error": InterruptedByUserError.code, "message": "Stopped as you asked."}, InterruptedByUserError.exit_code
-    with contextlib.suppress(BrokenPipeError):  # nobody is left to tell
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.flush()
-    os._exit(code)
+        sys.stdout.write(json.dumps(told) + "\n")
+    leave(code)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.formats.layout import PUBLIC_SAMPLE_NAME
+from common.formats.layout import PUBLIC_SAMPLE_NAME, router_row_name
 from common.formats.manifest import LowRankKind
 from common.lowrank import materialise
 from common.modeling.config import ModelConfig
-from common.modeling.export import save_dense
-from common.modeling.loading import load_model
+from common.modeling.export import dense_tensors, save_dense
+from common.modeling.loading import load_model, load_pair
 from common.modeling.model import CausalLM
 from common.textdata.packing import PackedSequences
 from common.textdata.readers import read_texts
@@ -27,7 +27,8 @@ from common.weights.sources import AnchorSource, ExpertSource, anchor_source, ex
 from coordinator.compute.anchor_training import train_anchor
 from coordinator.compute.moments import public_moments
 from owner_client.training import routers
-from owner_client.training.package import package_kind
+from owner_client.training.package import package_kind, write_tensors
+from owner_client.training.routers import collect_inputs, refit_rows
 from owner_client.training.run import train_expert
 from owner_client.training.settings import TrainSettings
 from tests.bench.experiment.baselines.mixtures import branch_train_mix, load_mixture, save_mixture, upcycled
@@ -181,15 +182,21 @@ class Artefacts:
         """One dense model continued on everything, for the cost of all experts."""
         return self._dense("dense on everything", DENSE, self.everything(), self.budget.dense_all_tokens)
 
-    def _dense(self, label: str, recipe: Recipe, shares: Mapping[str, float], tokens: int) -> Task:
+    def ffns(self, name: str) -> Task:
+        """A dense model of which only the FFNs were continued on one domain, for as many tokens as an expert pair sees."""
+        return self._dense(f"FFNs of {name}", DENSE, {name: 1.0}, self.sizes.pair_tokens, only=".mlp.")
+
+    def _dense(self, label: str, recipe: Recipe, shares: Mapping[str, float], tokens: int, *, only: str = "") -> Task:
         def make(desk: Desk) -> Mapping[str, Any]:
-            model = load_model(self.anchor_folder()).requires_grad_(True)
+            model = load_model(self.anchor_folder())
+            for parameter_name, parameter in model.named_parameters():
+                parameter.requires_grad_(only in parameter_name)
             loss = self._trained(desk, model, recipe, shares, tokens, label)
             save_dense(model, desk.out, tokenizer_files=self.anchor_folder(), into=True)
             return {"training_loss": loss}
 
-        cost = tokens * self.costs.full_training()
-        identity = self._identity(recipe, shares, tokens)
+        cost = tokens * (self.costs.ffn_training() if only else self.costs.full_training())
+        identity = self._identity(recipe, shares, tokens, **({"only": only} if only else {}))
         return Task("dense", f"{label}, seed {self.seed}", identity, make, [self.anchor], cost)
 
     def unrestricted(self, factor: float, *, recipe: Recipe = MIXTURE) -> Task:
@@ -266,6 +273,33 @@ class Artefacts:
         identity = {"settings": kept, "domain": name, "corpus": self.corpus.digest, "routers": _source_digest()}
         cost = settings.total_steps(0) * settings.batch_tokens * self.costs.pair_training(settings.rank)
         return Task("pair", f"{label}, seed {self.seed}", identity, make, [self.anchor], cost, "ours")
+
+    def unanchored(self, name: str) -> Task:
+        """The FFNs of :meth:`ffns` as a package, with rows fitted as those of a trained pair are."""
+        settings, trained = self.settings({}), self.ffns(name)
+
+        def make(desk: Desk) -> Mapping[str, Any]:
+            dense = load_model(self.store.path(trained))
+            tensors = {key: value.detach() for key, value in dense_tensors(dense).items() if ".mlp." in key}
+            pair = load_pair(self.anchor_folder(), expert=tensors)
+            private, public = (
+                collect_inputs(
+                    pair,
+                    PackedSequences(self.tokens(text), seq_len=settings.seq_len, seed=self.seed),
+                    tokens=settings.router_tokens,
+                    seq_len=settings.seq_len,
+                )
+                for text in (name, PUBLIC)
+            )
+            rows = refit_rows(private, public, layers=self.config.num_layers)
+            write_tensors(tensors, {router_row_name(layer): row[None] for layer, row in enumerate(rows)}, desk.work / "package")
+            for path in (desk.work / "package").iterdir():
+                (desk.out / path.name).write_bytes(path.read_bytes())
+            expert_manifest(desk.out, self.anchor_digest(), name=name, kind=package_kind(desk.out, self.anchor_folder()))
+            return {}
+
+        identity = {"router_tokens": settings.router_tokens, "refit": settings.router_refit, "routers": _source_digest()}
+        return Task("unanchored", f"{trained.title} as a package", identity, make, [trained], 0.0, "ours")
 
     def pair_cost(self, overrides: Mapping[str, Any]) -> float:
         """FLOPs of one owner's training."""

@@ -35,6 +35,10 @@ class Costs:
         """Every weight is trained: forward, gradient of activations, gradient of weights."""
         return 6 * self._products(active)
 
+    def ffn_training(self) -> float:
+        """Only the FFNs of a dense model are trained."""
+        return 4 * self._products(1) + 2 * self._ffn
+
     def rows_training(self, active: float) -> float:
         """Only router rows are trained: no gradient of any matrix."""
         return 4 * self._products(active)

@@ -74,6 +74,15 @@ class _Rows:
         for name, pair in self._pairs({}).items():
             task = self._scores.flexolmo(f"pair {name}", [pair], top_k=2)
             yield Row(name=f"pair {name}", group="single", task=task, training=share, inference=self._dense(2))
+        yield from self._ffns()
+
+    def _ffns(self) -> Iterator[Row]:
+        share = self._costs.ffn_training() * self._sizes.pair_tokens / self._budget.total
+        for name in self._domains:
+            task = self._scores.dense(f"FFNs of {name}", self._made.ffns(name))
+            yield Row(
+                name=f"only FFNs {name}", group="single", task=task, training=share, inference=1.0, note="without the anchor beside it"
+            )
 
     def baselines(self) -> Iterator[Row]:
         """Ways to merge dense models."""
@@ -169,7 +178,17 @@ class _Rows:
                 yield self._mixture(f"top-{top_k}", {}, group="ablation", top_k=top_k)
         for count in range(1, len(self._domains)):
             yield self._mixture(f"{count + 1} experts", {}, group="ablation", without=self._domains[count:])
+        training = self._costs.ffn_training() * self._sizes.pair_tokens * len(self._domains) / self._budget.total
+        task = self._scores.flexolmo("without the anchor", [self._made.unanchored(name) for name in self._domains], top_k=self._top_k)
+        yield Row(
+            name="experts trained without the anchor",
+            group="ablation",
+            task=task,
+            training=training,
+            inference=self._dense(self._top_k),
+        )
         half, double = self._sizes.pair_tokens // 2, self._sizes.pair_tokens * 2
+        width = self._sizes.anchor.hidden_size
         changes: dict[str, dict[str, Any]] = {
             "rows not refitted": {"router_refit": False},
             "public share 0": {"public_share": 0.0},
@@ -180,6 +199,8 @@ class _Rows:
             "rows not trained": {"router_train": False},
             "half the tokens": {"tokens": half},
             "twice the tokens": {"tokens": double},
+            f"rank {width // 32}": {"rank": width // 32},
+            f"rank {width // 2}": {"rank": width // 2},
         }
         for name, overrides in changes.items():
             yield self._mixture(name, overrides, group="ablation")
