@@ -109,7 +109,7 @@ def test_everyone_is_in_the_log(federation: Federation) -> None:
     assert kinds == [
         "consortium-founded",
         "anchor-published",
-        *["owner-admitted", "expert-accepted"] * 2,
+        *["owner-admitted", "witness-registered", "expert-accepted"] * 2,
         *["model-assembled"] * 3,
         "expert-withdrawn",
         "model-assembled",
