@@ -9,10 +9,12 @@ from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +38,9 @@ from common.formats.safetensors import PREFIX_BYTES, Header, parse_header, parse
 from common.formats.statements import STATEMENT_PAYLOAD_TYPE, parse_statement
 from common.formats.strictjson import Document, loads_strict, parse_document
 from common.translog.checkpoint import encode_checkpoint, parse_checkpoint, verify_checkpoint
+from common.translog.cosignature import cosign, verify_cosignature, witness_name, witness_vkey
 from common.translog.note import open_note, parse_note, parse_vkey
+from common.translog.policy import parse_policy
 from common.translog.proof import encode_receipt, parse_receipt, verify_receipt
 from common.translog.tiles import encode_entries, parse_entries
 from common.trust.certificates import TrustRoot, public_key_from_csr, verify_leaf
@@ -159,10 +163,37 @@ PARSERS: dict[str, Parser] = {
         lambda raw: verify_receipt(raw, samples().entries[3], _vkey()), (FormatError, LogError), lambda s: s.receipts,
         holds=lambda value, _: value.index == 3,
     ),
+    "cosigned checkpoint": Parser(
+        lambda raw: verify_cosignature(raw, _witness().vkey), (FormatError, SignatureError), lambda s: [*map(_cosigned, s.notes)],
+        holds=lambda value, _: (value.name, value.time) == (_witness().name, _moment()),
+    ),
+    "witness policy": Parser(parse_policy, (FormatError,), lambda _: [_policy()]),
     "entry bundle": Parser(
         parse_entries, (FormatError,), lambda s: s.entry_bundles, holds=lambda value, raw: encode_entries(value) == raw
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Witness:
+    name: str
+    key: Ed25519PrivateKey
+    vkey: str
+
+
+@cache
+def _witness() -> _Witness:
+    name, key = witness_name("grove", "anna"), Ed25519PrivateKey.generate()
+    return _Witness(name, key, witness_vkey(name, key))
+
+
+def _cosigned(note: bytes) -> bytes:
+    witness = _witness()
+    return note + cosign(note, witness.name, witness.key, _moment()).encode()
+
+
+def _policy() -> bytes:
+    return f"# owners\nlog {_vkey()}\nwitness anna {_witness().vkey}\ngroup owners 1 anna\nquorum owners\n".encode()
 
 
 def _payload(raw: bytes) -> bytes:
