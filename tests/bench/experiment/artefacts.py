@@ -47,6 +47,7 @@ ROWS_FILE = "rows.safetensors"
 _UNMEASURED = (
     "eval_tokens",
     "checkpoint_every",
+    "checkpoint_layers",
     "compile",
     "device",
     "micro_tokens",
