@@ -35,7 +35,7 @@ from common.trust.certificates import TrustRoot
 from common.weights.digests import read_small
 from common.weights.template import CONFIG_NAME
 
-__all__ = ["AuditedLog", "anchor_config", "audit_log", "log_reader", "majority_policy", "open_log"]
+__all__ = ["AuditedLog", "anchor_config", "audit_log", "checked_log", "log_reader", "majority_policy", "open_log", "require_folders"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,25 @@ def log_reader(place: str | Path) -> LogReader:
     if not Path(place).is_dir():
         raise NotFoundError(f"There is no folder {place}.")
     return FolderReader(Path(place))
+
+
+def require_folders(*folders: Path) -> None:
+    """Before anything is checked.
+
+    Raises:
+        NotFoundError: one is no folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFoundError(f"There is no folder {folder}.")
+
+
+def checked_log(report: AuditReport, place: str | Path, root: TrustRoot, *, until: datetime | None = None) -> AuditedLog:
+    """:func:`open_log` as the step ``log`` of another report, which ends there if the log does not hold."""
+    with report.checking("log"):
+        audited = open_log(place, root, until=until)
+    report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
+    return audited
 
 
 def open_log(place: str | Path, root: TrustRoot, *, until: datetime | None = None) -> AuditedLog:

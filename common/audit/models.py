@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from common.audit.logs import AuditedLog, anchor_config, expert_facts, open_log
+from common.audit.logs import AuditedLog, anchor_config, checked_log, expert_facts, require_folders
 from common.audit.packages import audit_contents
 from common.audit.report import AuditReport
 from common.audit.trace import Parts, TracedTensor, config_faults, file_faults, router_faults, table_faults, trace
-from common.errors import ModelMismatchError, NotFoundError, NotLoggedError
+from common.errors import ModelMismatchError, NotLoggedError
 from common.formats.fields import operator_uri, parse_time
 from common.formats.hfconfig import flex_olmo_config, loads_config
 from common.formats.limits import MAX_DOCUMENT_BYTES
@@ -76,14 +76,10 @@ def audit_model(
         NotFoundError: a folder does not exist.
         StorageError: a file cannot be read.
     """
-    for needed in (folder, log):
-        if not needed.is_dir():
-            raise NotFoundError(f"There is no folder {needed}.")
+    require_folders(folder, log)
     report = AuditReport("model", folder.resolve().name)
     with report.collecting():
-        with report.checking("log"):  # 1
-            audited = open_log(log, root, until=at)
-        report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
+        audited = checked_log(report, log, root, until=at)  # 1
         model = identify_model(report, audited, folder, root)  # 2 and 3
         _check_tensors(report, audited, model, progress)  # 4 and 5
         _check_files(report, audited, model)  # 6

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from common.audit.logs import AuditedLog, expert_facts, open_log
+from common.audit.logs import AuditedLog, checked_log, expert_facts, require_folders
 from common.audit.report import AuditReport
-from common.errors import FormatError, NotFoundError, NotLoggedError, RevokedError
+from common.errors import FormatError, NotLoggedError, RevokedError
 from common.formats.fields import format_time, utc_now
 from common.formats.manifest import AnchorManifest, ExpertManifest, Manifest
 from common.formats.strictjson import loads_strict
@@ -76,15 +76,12 @@ def audit_package(
         NotFoundError: there is no such folder.
         StorageError: a file cannot be read.
     """
-    if not folder.is_dir():
-        raise NotFoundError(f"There is no folder {folder}.")
+    require_folders(folder)
     report = AuditReport("package", folder.resolve().name)
     with report.collecting():
         audited = None
         if log is not None:
-            with report.checking("log"):
-                audited = open_log(log, root, until=at)
-            report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
+            audited = checked_log(report, log, root, until=at)
         with report.checking("signature"):
             documents = read_documents(folder)
         logged = _find(report, audited, documents) if audited is not None else None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.audit.blobs import BlobFolders, find_blobs
-from common.audit.logs import AuditedLog, open_log
+from common.audit.logs import AuditedLog, checked_log, require_folders
 from common.audit.models import IdentifiedModel, identify_model
 from common.audit.packages import audit_contents
 from common.audit.report import AuditReport
@@ -70,17 +70,13 @@ def audit_rebuild(
         AlreadyExistsError: ``out`` exists.
         StorageError: a file cannot be read or written.
     """
-    for needed in (folder, log):
-        if not needed.is_dir():
-            raise NotFoundError(f"There is no folder {needed}.")
+    require_folders(folder, log)
     if out is not None and (out.exists() or out.is_symlink()):
         raise AlreadyExistsError(f"{out} exists already; choose another name or remove it.")
     found = find_blobs(blobs)
     report = AuditReport("rebuild", folder.resolve().name)
     with report.collecting():
-        with report.checking("log"):  # 1
-            audited = open_log(log, root)
-        report.holds("log", f"{audited.state.size} entries of {audited.state.consortium}, all in order")
+        audited = checked_log(report, log, root)  # 1
         model = identify_model(report, audited, folder, root)
         if model.assembled is None:
             return report

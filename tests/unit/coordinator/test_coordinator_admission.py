@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,18 +57,6 @@ from coordinator.usecases.withdraw import withdraw_expert
 from tests.support.coordinator_world import CONSORTIUM, Grove, Member, documents, pieces
 from tests.support.tiny_manifests import expert_manifest, sha256
 from tests.support.tiny_weights import TinyShape, read_safetensors, write_anchor_files, write_expert_files, write_safetensors
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    world = Grove(tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def anna(grove: Grove) -> Member:
-    return grove.join("anna")
 
 
 @pytest.fixture

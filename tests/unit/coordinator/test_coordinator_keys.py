@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -21,13 +19,6 @@ from coordinator.usecases.assemble import assemble_model
 from coordinator.usecases.operator_keys import ending_certificates, renew_own_certificates, rotate_own_keys
 from coordinator.usecases.revoke import revoke_owner
 from tests.support.coordinator_world import Grove
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
 
 
 def _own(grove: Grove) -> dict[str, bytes]:

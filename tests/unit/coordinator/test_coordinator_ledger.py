@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -25,18 +25,6 @@ from common.trust.statements import sign_statement
 from coordinator.log.ledger import Ledger, Submission
 from coordinator.log.view import LogReceipt, LogView
 from tests.support.coordinator_world import CONSORTIUM, Grove, Member
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
-
-
-@pytest.fixture
-def anna(grove: Grove) -> Member:
-    return grove.join("anna")
 
 
 def registration(member: Member) -> Submission:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,13 +18,6 @@ from coordinator.usecases.assemble import assemble_model
 from coordinator.usecases.revoke import revoke_owner
 from coordinator.usecases.withdraw import withdraw_expert
 from tests.support.coordinator_world import Grove, Member
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
 
 
 def _withdraw(grove: Grove, anna: Member, digest: str, anchor: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,18 +31,6 @@ from tests.support.tiny_manifests import expert_manifest, kind_of, sha256
 from tests.support.tiny_weights import TINY, read_safetensors, write_low_rank_files, write_safetensors
 
 NAME = dense_ffn_name(1, "up_proj")
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    world = Grove(tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def anna(grove: Grove) -> Member:
-    return grove.join("anna")
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -30,13 +28,6 @@ from coordinator.usecases.issue import key_text
 from coordinator.usecases.renew import Renewal, renew_certificates
 from coordinator.usecases.revoke import revoke_owner
 from tests.support.coordinator_world import CONSORTIUM, Grove, Member
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
 
 
 def _pem(member: Member) -> bytes:

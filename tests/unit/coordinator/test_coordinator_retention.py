@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,6 @@ from coordinator.usecases.revoke import revoke_owner
 from coordinator.usecases.uploads import accepted_bytes
 from coordinator.usecases.withdraw import withdraw_expert
 from tests.support.coordinator_world import Grove, Member, wait_until
-
-
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
-
-
-@pytest.fixture
-def anna(grove: Grove) -> Member:
-    return grove.join("anna")
 
 
 def _keeping(grove: Grove, **settings: int | bool) -> Coordinator:

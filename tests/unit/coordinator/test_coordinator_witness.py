@@ -27,13 +27,6 @@ from tests.support.coordinator_world import CONSORTIUM, Grove, Member, free_port
 TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def grove(tmp_path: Path) -> Iterator[Grove]:
-    grove = Grove(tmp_path)
-    yield grove
-    grove.close()
-
-
 class Client:
     """An owner with a witness key."""
 
