@@ -14,7 +14,7 @@ from common.formats.limits import MAX_BUNDLE_BYTES, MAX_ENTRY_BYTES
 from common.translog.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
 from common.translog.merkle import HASH_BYTES, NodeLookup, leaf_hash, nodes_of, root_hash
 from common.translog.note import parse_note
-from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, entries_path, parse_entries, tile_path, tiles_for
+from common.translog.tiles import TILE_HEIGHT, TILE_WIDTH, encode_entries, entries_path, parse_entries, tile_path, tiles_for
 
 __all__ = ["FolderReader", "LogReader", "VerifiedLog", "load_document", "read_first_entry", "read_log"]
 
@@ -56,6 +56,14 @@ class FolderReader:
         with os.fdopen(descriptor, "rb") as stream:
             return stream.read()
 
+    def partial_widths(self, path: str) -> list[int]:
+        """Widths of the partial files that are kept beside a full file's path, in ascending order."""
+        try:
+            names = [file.name for file in (self.folder / f"{path}.p").iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedLog:
@@ -89,7 +97,8 @@ def read_log(reader: LogReader, vkey: str) -> VerifiedLog:
     """Read and verify a whole log.
 
     (1) the checkpoint is signed by the log's key; (2) every entry it counts is there; (3) the entries have its root; (4) every hash tile
-    of a tree of this size is there and holds what the entries give.
+    of a tree of this size is there and holds what the entries give; (5) in a folder, partial files that smaller trees left are
+    beginnings of those.
 
     Raises:
         LogError: a step failed; the message names the file.
@@ -105,6 +114,8 @@ def read_log(reader: LogReader, vkey: str) -> VerifiedLog:
     node = nodes_of(hashes)
     for level, index, width in tiles_for(checkpoint.size):  # (4)
         _check_tile(reader, level, index, width, node)
+    if isinstance(reader, FolderReader):
+        _check_earlier(reader, entries, node)  # (5)
     return VerifiedLog(checkpoint, note, entries)
 
 
@@ -146,6 +157,18 @@ def _check_tile(reader: LogReader, level: int, index: int, width: int, node: Nod
     raw, is_full = _fetch_wide(reader, tile_path(level, index), path)
     if len(raw) != (TILE_WIDTH if is_full else width) * HASH_BYTES or raw[: len(expected)] != expected:
         raise LogError(f"The log's file {path} does not hold the hashes of its entries.")
+
+
+def _check_earlier(reader: FolderReader, entries: tuple[bytes, ...], node: NodeLookup) -> None:
+    """Partial files of smaller trees, which readers of earlier checkpoints may still be served."""
+    for level, index, width in tiles_for(len(entries)):
+        for earlier in reader.partial_widths(tile_path(level, index)):
+            if 0 < earlier < width:
+                _check_tile(reader, level, index, earlier, node)
+        for earlier in reader.partial_widths(entries_path(index)) if level == 0 else ():
+            first = index * TILE_WIDTH
+            if 0 < earlier < width and _fetch(reader, entries_path(index, earlier)) != encode_entries(entries[first : first + earlier]):
+                raise LogError(f"The log's file {entries_path(index, earlier)} is not the beginning of its entries.")
 
 
 def load_document(reader: LogReader, digest: str) -> bytes:

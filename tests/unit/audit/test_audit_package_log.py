@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from common.errors import (
     TemplateError,
 )
 from common.formats.fields import format_time
+from common.translog.tiles import encode_entries, entries_path, parse_entries, tile_path
 from tests.support.signing import sign_folder
 from tests.support.tiny_consortium import TinyConsortium
 from tests.support.tiny_manifests import expert_manifest
@@ -135,6 +137,23 @@ def test_an_earlier_checkpoint_is_continued(grove: TinyConsortium, tmp_path: Pat
     report = audit_log(grove.log, grove.root, since=kept)
     assert not report.faults
     assert report.facts["since_size"] == 2
+
+
+@pytest.mark.parametrize("kind", ["tile", "entries"])
+def test_what_smaller_trees_left_is_compared_too(grove: TinyConsortium, kind: str) -> None:
+    """Partial files of earlier checkpoints lie beside those of the newest one."""
+    size = len(grove.entries)
+    tile, bundle = (grove.log / path(0, 2) for path in (partial(tile_path, 0), entries_path))
+    tile.write_bytes((grove.log / tile_path(0, 0, size)).read_bytes()[:64])
+    bundle.write_bytes(encode_entries(parse_entries((grove.log / entries_path(0, size)).read_bytes())[:2]))
+    assert not audit_log(grove.log, grove.root).faults
+    changed = tile if kind == "tile" else bundle
+    raw = bytearray(changed.read_bytes())
+    raw[-1] ^= 1
+    changed.write_bytes(raw)
+    faults = audit_log(grove.log, grove.root).faults
+    assert [type(fault) for fault in faults] == [LogError]
+    assert "/000.p/2 " in str(faults[0])
 
 
 def test_a_rolled_back_log_is_found(grove: TinyConsortium, tmp_path: Path) -> None:
